@@ -171,11 +171,13 @@ impl StatusObserver {
         self.reports.send_if_modified(|newest| {
             let statuses = self.sources.statuses.borrow();
             let desired = self.sources.desired.borrow();
+            let lost = self.finding.iter();
+            let of_targets = statuses.values().flat_map(|status| &status.findings);
             let next = NodeReport {
                 host_uuid: self.sources.identity.borrow().host_uuid.clone(),
                 targets: target_reports(&statuses, &desired, &newest.targets, &now),
                 pools: self.pools.clone(),
-                findings: self.finding.iter().cloned().collect(),
+                findings: lost.chain(of_targets).cloned().collect(),
                 ..(**newest).clone()
             };
             let changed = next != **newest;
@@ -347,6 +349,17 @@ mod tests {
         while !played.next().await.findings.is_empty() {}
         let What::Finding(event) = events.try_recv().unwrap().what else { panic!("another event") };
         assert_eq!((event.code, events.try_recv().is_err()), (Code::PagesLost, true));
+    }
+
+    #[tokio::test]
+    async fn findings_about_a_target_are_findings_of_the_node() {
+        let mut played = Played::start();
+        played.publish(health(TargetState::Degraded, 1));
+        let finding = Finding::new(Code::BuffersExhausted, "a: its buffers are exhausted");
+        played.statuses.send_modify(|all| {
+            all.values_mut().for_each(|status| status.findings = vec![finding.clone()]);
+        });
+        while played.next().await.findings != [finding.clone()] {}
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use crate::api::v1::targets::TargetBody;
 use crate::config::Settings;
 use crate::model::path::CleanPath;
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{TargetKind, TargetName};
+use crate::model::target::{TargetKind, TargetName, TargetSpec};
 
 /// Kind of target.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -110,8 +110,13 @@ impl DeployArgs {
     /// Refuses an impossible spec before anything is done for it. Permission to name its values is checked by the
     /// agent, which knows the desired state.
     pub(super) fn validate(&self, settings: &Settings) -> Result<(), Usage> {
+        self.spec(settings).map(drop)
+    }
+
+    /// Spec of a new target.
+    pub(super) fn spec(&self, settings: &Settings) -> Result<TargetSpec, Usage> {
         let spec = self.body().into_spec(self.name.clone(), &settings.target);
-        spec.map(drop).map_err(|fault| Usage(fault.text))
+        spec.map_err(|fault| Usage(fault.text))
     }
 
     pub(super) fn name(&self) -> &TargetName {

@@ -5,12 +5,14 @@ use clap::Args;
 use hyper::Method;
 
 use super::agent_client::{Agent, NodeRoot};
-use super::render::{ProgressBars, print_prepare};
+use super::render::{ProgressBars, print, print_prepare};
 use super::{Output, Usage, exit};
 use crate::api::v1::pools::size_fields;
 use crate::api::v1::prepare::{HugepagesBody, PrepareBody};
 use crate::config::Settings;
-use crate::model::prepare::PrepareReport;
+use crate::model::prepare::{Outcome, PrepareReport};
+use crate::model::sizing;
+use crate::model::target::{TargetName, TargetSpec};
 use crate::model::units::PageSize;
 
 /// Options of the request to prepare the node.
@@ -61,6 +63,17 @@ impl PrepareArgs {
         }
     }
 
+    /// Users of the requested pages, `target` among them; `None` for another size, which no target takes.
+    pub(super) fn explained(
+        &self,
+        target: &TargetSpec,
+        settings: &Settings,
+    ) -> Result<Option<String>, Usage> {
+        let is_small = self.page_size == PageSize::MIB_2;
+        let pages = self.count(settings)?;
+        Ok(is_small.then(|| sizing::explain(pages, target, &settings.target)))
+    }
+
     /// Body of the request.
     pub(super) fn body(&self, settings: &Settings) -> Result<PrepareBody, Usage> {
         let (size_mib, size_kib) = size_fields(self.page_size);
@@ -91,6 +104,14 @@ pub(super) async fn run(
     let report = prepared(&agent, &body, dry_run, &bars).await?;
     bars.clear();
     print_prepare(&report, output)?;
+    if output == Output::Table && matches!(report.outcome, Outcome::WouldChange | Outcome::Failed) {
+        let settings = &place.settings.target;
+        let target = settings.spec(TargetName::usual(), settings.kind);
+        let target = target.map_err(|fault| Usage(fault.text))?;
+        if let Some(text) = args.explained(&target, &place.settings)? {
+            print(&text)?;
+        }
+    }
     Ok(exit::of(report.outcome))
 }
 

@@ -84,13 +84,22 @@ impl Up {
         }
         let health = proven(&self.agent, &self.settings, self.args.name(), None).await?;
         self.show(&PartOutcome::Health(&health))?;
-        let is_good = health.is_good();
+        let (is_good, is_proven) = (health.is_good(), health.deep.ok);
         self.done.health = Some(health);
-        if is_good { Ok(exit::HOLDS) } else { self.stopped("I/O through the target is not proven") }
+        match is_proven {
+            _ if is_good => Ok(exit::HOLDS),
+            true => self.stopped("the target does not serve as it should"),
+            false => self.stopped("I/O through the target is not proven"),
+        }
     }
 
     async fn prepare(&mut self, dry_run: bool) -> Result<Outcome> {
-        let body = prepare::PrepareArgs::usual().body(&self.settings)?;
+        let usual = prepare::PrepareArgs::usual();
+        let body = usual.body(&self.settings)?;
+        let target = self.args.spec(&self.settings)?;
+        if let Some(text) = usual.explained(&target, &self.settings)? {
+            self.note(text)?;
+        }
         let bars = ProgressBars::new(self.output, dry_run);
         let report = prepared(&self.agent, &body, dry_run, &bars).await;
         bars.clear();

@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
 pub mod cgroup_parent;
+pub mod cpu_flags;
 pub mod cpu_users;
 pub mod cpus;
 pub mod cpuset;
@@ -20,6 +21,7 @@ pub mod facts;
 pub mod files;
 pub mod footprint;
 pub mod guests;
+pub mod hugetlb_limit;
 pub mod leftovers;
 pub mod links;
 pub mod mounts;

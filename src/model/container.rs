@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::exit::signal_of;
+
 /// Container as the engine reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSeen {
@@ -46,13 +48,14 @@ impl ContainerSeen {
     /// Describes the exit of the container's process in a sentence.
     pub fn how_it_ended(&self) -> String {
         let code = self.exit_code.unwrap_or_default();
+        let signal = signal_of(code).map_or(String::new(), |name| format!(" ({name})"));
         if self.oom_killed {
             return format!("it was killed for want of memory (exit code {code})");
         }
         if !self.error.is_empty() {
             return format!("it could not be started: {} (exit code {code})", self.error);
         }
-        format!("its process has ended with exit code {code}")
+        format!("its process has ended with exit code {code}{signal}")
     }
 }
 

@@ -55,13 +55,13 @@ pub struct ProvenHealth {
 }
 
 impl ProvenHealth {
-    /// Combines `health` with the result `deep` of a deep probe. A serving target whose I/O failed becomes degraded. A
-    /// probe that could not try its I/O changes nothing.
+    /// Combines `health` with the result `deep` of a deep probe. A target that is up and whose I/O failed is degraded for
+    /// that. A probe that could not try its I/O changes nothing.
     pub fn of(health: TargetHealth, deep: DeepHealth) -> ProvenHealth {
         let blamed = |fault: &&Fault| fault.code.blames_target();
         let fault = deep.error.as_ref().filter(|_| deep.io.is_none()).filter(blamed);
         let health = match fault {
-            Some(fault) if health.state == TargetState::Serving => TargetHealth {
+            Some(fault) if health.is_up() => TargetHealth {
                 state: TargetState::Degraded,
                 reason: format!("it answers, but the deep probe failed: {}", fault.text),
                 since: deep.at.clone(),

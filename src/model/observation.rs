@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use super::buffers::BufferUse;
+
 /// Number of unanswered probes in a row from which on a target that had answered counts as not answering. With two
 /// probes within the age that an answer may have, its silence is found within that age plus a probe's deadline.
 pub const FAILURE_THRESHOLD: u32 = 2;
@@ -25,6 +27,8 @@ pub struct Observation {
     pub vitals: Vitals,
     /// Start of the silence of a process that had answered, in RFC 3339.
     pub silent_since: Option<String>,
+    /// I/O buffers of the process.
+    pub buffers: BufferUse,
     /// Set if the process is known, and no newer look at it is under way that could make this observation outdated.
     pub sure: bool,
 }
@@ -40,6 +44,7 @@ impl Observation {
             heard: None,
             vitals: Vitals::default(),
             silent_since: None,
+            buffers: BufferUse::default(),
             sure: false,
         }
     }

@@ -97,6 +97,33 @@ impl PoolsSeen {
     }
 }
 
+/// Limit of a control group for hugepages of one size (Documentation/admin-guide/cgroup-v1/hugetlb.rst and
+/// Documentation/admin-guide/cgroup-v2.rst, "HugeTLB").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageLimit {
+    /// Path of the file with the limit.
+    pub file: String,
+    pub size: PageSize,
+    /// Pages that the group may have.
+    pub pages: u64,
+    /// Pages that the group has.
+    pub used: u64,
+}
+
+impl PageLimit {
+    /// Pages that the group may still take.
+    pub fn left(&self) -> u64 {
+        self.pages.saturating_sub(self.used)
+    }
+}
+
+impl std::fmt::Display for PageLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let PageLimit { file, size, pages, .. } = self;
+        write!(f, "{file} allows {pages} pages of {size}, of which {} are left", self.left())
+    }
+}
+
 /// NUMA nodes on which desired pages may lie.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Placement {

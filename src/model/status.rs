@@ -62,6 +62,8 @@ pub struct TargetStatus {
     pub last_exit: Option<LastExit>,
     pub volumes: VolumeTally,
     pub volume_statuses: Arc<Volumes>,
+    /// Findings about the target, beyond those of its volumes.
+    pub findings: Vec<Finding>,
 }
 
 /// Status of every target that is desired or was observed.

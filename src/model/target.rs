@@ -14,6 +14,7 @@ use super::fault::Fault;
 use super::image::{ImageSha256, ImageUrl};
 pub use super::names::TargetName;
 use super::path::{CleanPath, validate_socket};
+use super::pools::PageLimit;
 use super::units::NumaNode;
 use super::volume::{VolumeName, VolumeSpecs};
 
@@ -216,6 +217,9 @@ pub struct TargetSeen {
     /// Number of 2 MiB pages that dead processes left on any NUMA node, and that return before the target takes its
     /// own. Counted only if no node has enough free pages.
     pub returning_pages: u64,
+    /// Limit of the 2 MiB pages of containers, the pages of the process that the target replaces not counted as used;
+    /// `None` if the target takes none, or nothing limits them.
+    pub page_limit: Option<PageLimit>,
 }
 
 impl TargetName {
@@ -299,7 +303,7 @@ pub enum TargetState {
     Starting,
     /// Alive and answering.
     Serving,
-    /// Alive, but not answering as it should.
+    /// Alive, but not answering or serving as it should.
     Degraded,
     /// Frozen cgroup: somebody paused the container.
     Paused,
@@ -335,6 +339,14 @@ pub struct TargetHealth {
     /// Age of the last answer of its control socket, in milliseconds.
     pub age_ms: Option<u64>,
     pub pid: Option<u32>,
+}
+
+impl TargetHealth {
+    /// `true` if the target answers and has its volumes, even if it serves them badly.
+    pub fn is_up(&self) -> bool {
+        let is_degraded = self.state == TargetState::Degraded && self.version.is_some();
+        self.state == TargetState::Serving || is_degraded
+    }
 }
 
 #[cfg(test)]

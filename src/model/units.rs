@@ -26,7 +26,7 @@ impl PageSize {
     }
 
     /// KiB in one page.
-    pub fn kib(self) -> u64 {
+    pub const fn kib(self) -> u64 {
         self.0
     }
 

@@ -6,6 +6,8 @@ use crate::model::bounds::{Paths, authorize_target};
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetPolicy;
+use crate::model::pools::PageLimit;
+use crate::model::sizing::{PAGES_PER_GIB, PROBE_PAGES, volumes_within};
 use crate::model::target::{Desired, TargetName, TargetSeen, TargetSpec};
 use crate::model::units::NumaNode;
 use crate::model::volume::VolumeSpec;
@@ -141,15 +143,37 @@ pub(super) fn validate_memory(
     let all: Vec<String> =
         seen.free_pages.iter().map(|(node, free)| format!("{node} has {free}")).collect();
     let on: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+    let flags: String = nodes.iter().map(|node| format!(" --node {}", node.0)).collect();
     let text = format!(
-        "{} takes {pages} pages of 2 MiB (memory_mib {}) on the node of its cores, {}, and of free ones {}: \
-         prepare more there (`vhost-agent prepare --node N --pages M`), let it take less, or name cores of another node",
+        "{} takes {pages} pages of 2 MiB (memory_mib {}, for {} volumes) on the node of its cores, {}, and of free ones \
+         {}: prepare as many there and {PROBE_PAGES} for deep probes (`vhost-agent prepare{flags} --pages {}`), with \
+         {PAGES_PER_GIB} more for each GiB of the guests that are to start, let it take less, or name cores of another node",
         spec.name,
         spec.memory_mib,
+        volumes_within(spec.memory_mib),
         on.join(" and "),
-        all.join(", ")
+        all.join(", "),
+        pages.saturating_add(PROBE_PAGES)
     );
     Err(Fault::new(Code::MemoryImpossible, text))
+}
+
+/// Refuses a target that takes more pages than a control group allows its container: the kernel would kill it with
+/// SIGBUS, or refuse it memory, as soon as it starts.
+pub(super) fn validate_limit(
+    spec: &TargetSpec,
+    pages: u64,
+    seen: &TargetSeen,
+) -> Result<(), Fault> {
+    let is_short = |limit: &&PageLimit| limit.left() + seen.returning_pages < pages;
+    seen.page_limit.as_ref().filter(is_short).map_or(Ok(()), |limit| {
+        let text = format!(
+            "{} takes {pages} pages of 2 MiB (memory_mib {}), and containers may not have so many: {limit}; raise that, or let \
+             the target take less",
+            spec.name, spec.memory_mib
+        );
+        Err(Fault::new(Code::PageLimitTooLow, text))
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A running process is not yet a serving target (field note 12): only an answer counts. An exit is certain, and
 //! reported at once. One missed probe is not certain, because a busy target may answer the next one: a serving target
 //! changes its state only after [`FAILURE_THRESHOLD`](crate::model::observation::FAILURE_THRESHOLD) missed probes in a
-//! row.
+//! row. One that answers and lacks buffers for its I/O is degraded, too.
 
 use crate::model::observation::{Activity, Observation, Process};
 use crate::model::target::{OwnerWork, TargetState};
@@ -34,7 +34,10 @@ pub fn evaluate(seen: &Observation, context: &TargetContext) -> (TargetState, St
             "it is paused: its cgroup is frozen, so that it neither answers nor serves; `docker unpause` it",
         ),
         (Process::Lives { .. }, Some(version)) if !context.rebuilds && trouble.is_none() => {
-            (Serving, format!("{version} answers"))
+            match seen.buffers.shortage() {
+                None => (Serving, format!("{version} answers")),
+                Some(shortage) => (Degraded, format!("{version} answers, but {shortage}")),
+            }
         }
         // In a crash loop, a target that is up again stays `Failed` until its volumes are back.
         (_, _) if trouble.is_some() => (Failed, trouble.cloned().unwrap_or_default()),
@@ -104,6 +107,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::model::buffers::BufferUse;
     use crate::model::observation::Vitals;
     use TargetState::{Absent, Degraded, Failed, Serving, Starting};
 
@@ -182,6 +186,17 @@ mod tests {
             assert_eq!(is(process, false, Some(OwnerWork::BringUp)), Starting);
             assert_eq!(is(process, true, Some(OwnerWork::TakeAway)), Absent);
         }
+    }
+
+    #[test]
+    fn target_that_answers_and_lacks_buffers_is_degraded_with_the_size_to_set() {
+        let mut lacks = seen(&OLD, "+");
+        lacks.buffers = BufferUse { lacks_large: true, ..BufferUse::default() };
+        let (state, reason) = evaluate(&lacks, &wanted());
+        assert!(state == Degraded && reason.contains("large_pool_count"), "{state} {reason}");
+        assert!(reason.starts_with("SPDK v24.01 answers, but "), "{reason}");
+        let rebuilds = TargetContext { rebuilds: true, ..wanted() };
+        assert_eq!(evaluate(&lacks, &rebuilds).0, Starting, "its volumes come first");
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //! requested and enough pages are free. A recovered target keeps the desired size.
 
 use crate::model::code::Code;
-use crate::model::policy::{MEMORY_STEP_MIB, TargetPolicy, VOLUMES_PER_STEP};
+use crate::model::fault::Fault;
+use crate::model::policy::{MEMORY_STEP_MIB, TargetPolicy};
+use crate::model::sizing::memory_steps;
 use crate::model::target::{EnsureOptions, TargetSeen, TargetSpec};
 
 use super::target::TargetPlan;
@@ -32,10 +34,12 @@ pub fn sized(
     }
     let fits = |sized: &TargetSpec| {
         let planned = TargetPlan::default().bring_up(sized, EnsureOptions::default(), seen, policy);
-        planned.err().is_none_or(|fault| fault.code != Code::MemoryImpossible)
+        let is_short =
+            |fault: Fault| matches!(fault.code, Code::MemoryImpossible | Code::PageLimitTooLow);
+        !planned.err().is_some_and(is_short)
     };
-    let steps = (volumes as u64).div_ceil(VOLUMES_PER_STEP).max(1);
-    let sizes = (1..=steps).rev().map(|step| step.saturating_mul(MEMORY_STEP_MIB));
+    let sizes =
+        (1..=memory_steps(volumes as u64)).rev().map(|step| step.saturating_mul(MEMORY_STEP_MIB));
     sizes.filter(|mib| has.is_none_or(|has| *mib > has)).map(with).find(fits).unwrap_or(kept)
 }
 
@@ -44,8 +48,9 @@ mod tests {
     use super::*;
     use crate::model::container::{ContainerSeen, SPEC_LABEL};
     use crate::model::cpu::Cpu;
+    use crate::model::pools::PageLimit;
     use crate::model::target::TargetKind;
-    use crate::model::units::NumaNode;
+    use crate::model::units::{NumaNode, PageSize};
     use crate::plan::target::ensure;
 
     const LEAVE: EnsureOptions =
@@ -112,6 +117,9 @@ mod tests {
             assert_eq!(mib(volumes, LEAVE, &ample), expected, "{volumes} volumes");
         }
         assert_eq!(mib(5_000, LEAVE, &node(600)), 1024, "as much as there is");
+        let limit = PageLimit { file: "f".into(), size: PageSize::MIB_2, pages: 600, used: 0 };
+        let limited = TargetSeen { page_limit: Some(limit), ..node(100_000) };
+        assert_eq!(mib(5_000, LEAVE, &limited), 1024, "as much as it may have");
         assert_eq!(
             mib(5_000, LEAVE, &node(10)),
             512,

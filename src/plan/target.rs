@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use super::admission::{authorize_bounds, validate_memory, validate_obstacle, validate_place};
+use super::admission::{
+    authorize_bounds, validate_limit, validate_memory, validate_obstacle, validate_place,
+};
 use super::container::{container, image_and_load, is_isolated_otherwise};
 use super::cores::{self, Chosen};
 use super::replacement;
@@ -220,12 +222,13 @@ impl TargetPlan {
         let memory = chosen
             .as_ref()
             .map_or(Ok(()), |chosen| validate_memory(spec, pages, &chosen.nodes, seen));
+        let limit = validate_limit(spec, pages, seen);
         let bounds = authorize_bounds(spec, seen, policy);
         // A caller that names a path or an image outside of its bounds learns nothing else about it.
         let is_allowed = bounds.is_ok() || options.recovers;
         let place = if is_allowed { validate_place(spec, seen) } else { Ok(()) };
         let doubts: Vec<Fault> =
-            [memory, bounds, place].into_iter().filter_map(Result::err).collect();
+            [memory, limit, bounds, place].into_iter().filter_map(Result::err).collect();
         let image = image_and_load(spec, seen);
         // All faults are reported at once, so that a caller can mend them together.
         let mut faults: Vec<Fault> = chosen.as_ref().err().cloned().into_iter().collect();

@@ -4,9 +4,10 @@ use super::super::target_fixture::*;
 use super::*;
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::image::Download;
+use crate::model::pools::PageLimit;
 use crate::model::step::ImageSource;
 use crate::model::target::{CoreRequest, TargetKind};
-use crate::model::units::NumaNode;
+use crate::model::units::{NumaNode, PageSize};
 
 #[test]
 fn on_an_empty_node_it_is_brought_up_with_no_more_than_it_needs() {
@@ -51,14 +52,47 @@ fn its_memory_comes_from_a_node_that_can_give_it() {
     assert_eq!(nodes(&with([128, 128], 128)).unwrap(), "1", "with what comes back before it");
     let fault = nodes(&with([128, 128], 0)).unwrap_err();
     assert_eq!(fault.code, Code::MemoryImpossible);
-    for words in ["256 pages", "node0 has 128", "node1 has 128", "memory_mib"] {
+    for words in [
+        "takes 256 pages of 2 MiB (memory_mib 512, for 800 volumes)",
+        "node0 has 128",
+        "node1 has 128",
+        "`vhost-agent prepare --node ",
+        " --pages 257`",
+        "512 more for each GiB",
+    ] {
         assert!(fault.text.contains(words), "{fault}");
     }
     // What runs already has to come back as well as it can.
-
     let plan = ensured(&spec, RECOVER, &with([128, 128], 0)).unwrap();
     assert!(plan.findings.iter().any(|finding| finding.code == Code::MemoryImpossible));
     assert_eq!(nodes(&seen()).unwrap(), "0", "nobody could tell what is free");
+}
+
+#[test]
+fn a_limit_that_leaves_too_few_pages_is_named_before_it_starts() {
+    let spec = TargetSpec { kind: TargetKind::Spdk, memory_mib: 512, ..spec() };
+    let with = |used| {
+        let file = "/sys/fs/cgroup/system.slice/hugetlb.2MB.max".to_string();
+        let limit = PageLimit { file, size: PageSize::MIB_2, pages: 257, used };
+        TargetSeen { page_limit: Some(limit), ..seen() }
+    };
+    assert!(ensured(&spec, LEAVE, &with(1)).is_ok());
+    let limited = TargetSeen { socket_obstacle: Some("/s is a file".into()), ..with(2) };
+    let fault = ensured(&spec, LEAVE, &limited).unwrap_err();
+    assert_eq!(fault.code, Code::PageLimitTooLow);
+    for words in [
+        "takes 256 pages of 2 MiB (memory_mib 512)",
+        "system.slice/hugetlb.2MB.max allows 257 pages of 2M, of which 255 are left",
+        "moreover, zbs-vhost cannot have its sockets there",
+    ] {
+        assert!(fault.text.contains(words), "{fault}");
+    }
+    let returns = TargetSeen { returning_pages: 1, ..with(2) };
+    assert!(ensured(&spec, LEAVE, &returns).is_ok(), "what a dead process left comes back before");
+    let plan = ensured(&spec, RECOVER, &with(2)).unwrap();
+    assert!(plan.findings.iter().any(|finding| finding.code == Code::PageLimitTooLow));
+    let unsized_one = TargetSpec { kind: TargetKind::Zbs, ..spec };
+    assert!(ensured(&unsized_one, LEAVE, &with(257)).is_ok(), "nobody knows what it takes");
 }
 
 #[test]

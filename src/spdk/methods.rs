@@ -8,9 +8,31 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{Spdk, SpdkError, shortened};
+use crate::model::buffers::{BufferAnswer, BufferWaits, WaitsByModule};
 
 /// Method that each health probe calls first.
 pub(super) const GET_VERSION: &str = "spdk_get_version";
+
+/// Maximum modules of a target whose counters are kept; SPDK has a dozen.
+const MOST_MODULES: usize = 64;
+
+/// Counters of one module of the target, in the result of `iobuf_get_stats`.
+#[derive(Debug, Deserialize)]
+struct ModuleBuffers {
+    #[serde(default)]
+    module: String,
+    #[serde(default)]
+    small_pool: PoolCounters,
+    #[serde(default)]
+    large_pool: PoolCounters,
+}
+
+/// Counters of one pool of buffers: of those that a target reports, the one of requests that had to wait.
+#[derive(Debug, Default, Deserialize)]
+struct PoolCounters {
+    #[serde(default)]
+    retry: u64,
+}
 
 /// Result of `spdk_get_version`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -64,6 +86,24 @@ impl Spdk {
         }
         let answer: Reactors = self.typed("framework_get_reactors", None, within).await?;
         Ok(answer.reactors.len())
+    }
+
+    /// Counts the requests that had to wait for an I/O buffer, for each module of the target. Each thread of the target
+    /// has to run an event for the answer.
+    ///
+    /// # Errors
+    /// See [`Spdk::call`].
+    pub async fn buffer_waits(&self, within: Duration) -> Result<BufferAnswer, SpdkError> {
+        let counted = self.typed::<Vec<ModuleBuffers>>("iobuf_get_stats", None, within).await;
+        let modules = match counted {
+            Err(error) if error.is_unknown_method() => return Ok(BufferAnswer::NotCounted),
+            counted => counted?,
+        };
+        let waits = modules.into_iter().take(MOST_MODULES).map(|it| {
+            let (small, large) = (it.small_pool.retry, it.large_pool.retry);
+            (shortened(it.module), BufferWaits { small, large })
+        });
+        Ok(BufferAnswer::Counted(waits.collect::<WaitsByModule>()))
     }
 
     /// Lists the methods that the target offers now.

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
+use crate::model::buffers::{BufferAnswer, BufferWaits};
 
 const SOON: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(10);
@@ -272,4 +273,34 @@ async fn a_request_that_no_target_would_take_is_not_sent() {
     let params = json!({"name": "x".repeat(300_000)});
     let error = spdk.call("bdev_get_bdevs", Some(params), LONG).await.unwrap_err();
     assert!(matches!(error, SpdkError::NotSent { .. }), "{error}");
+}
+
+// The reply's form is that of SPDK's module/event/subsystems/iobuf/iobuf_rpc.c; members are added and left out.
+#[tokio::test]
+async fn waits_for_buffers_are_read_by_module_and_a_target_that_counts_none_says_so() {
+    let played = Played::new();
+    let spdk = Spdk::new(&played.path);
+    let call = || {
+        let spdk = spdk.clone();
+        tokio::spawn(async move { spdk.buffer_waits(LONG).await.unwrap() })
+    };
+    let counts = call();
+    let mut peer = played.accept().await;
+    let request = peer.request().await;
+    assert!(request["method"] == "iobuf_get_stats" && request.get("params").is_none());
+    let modules = json!([
+        {"module": "accel", "small_pool": {"cache": 1, "main": 2, "retry": 0}},
+        {"module": "bdev", "small_pool": {"cache": 9, "main": 9, "retry": 3, "cache_size": 128},
+         "large_pool": {"cache": 7, "main": 8, "retry": 18_900_000_u64}},
+    ]);
+    peer.says(answer(&request, modules)).await;
+    let waits = |small, large| BufferWaits { small, large };
+    let expected = [("accel", waits(0, 0)), ("bdev", waits(3, 18_900_000))];
+    let expected = expected.map(|(module, waits)| (module.to_string(), waits)).into();
+    assert_eq!(counts.await.unwrap(), BufferAnswer::Counted(expected));
+    let none = call();
+    let id = peer.request().await["id"].clone();
+    let unknown = json!({"id": id, "error": {"code": -32601, "message": "Method not found"}});
+    peer.says(format!("{unknown}\n")).await;
+    assert_eq!(none.await.unwrap(), BufferAnswer::NotCounted);
 }

@@ -18,7 +18,7 @@ use crate::model::event::{EventId, What};
 use crate::model::policy::{EnginePolicy, HealthPolicy, TargetPolicy, TargetSettings};
 use crate::model::registry::RegistryPolicy;
 use crate::model::status::TargetStatuses;
-use crate::model::target::TargetSpec;
+use crate::model::target::{TargetSpec, TargetState};
 use crate::spdk::Sockets;
 use crate::store::Store;
 
@@ -262,13 +262,13 @@ async fn change_that_ended_while_a_probe_waited_explains_its_silence() {
     let spdk = scene.sockets.at(std::path::Path::new(scene.control.as_str()));
     let change = spdk.change("bdev_malloc_create", json!({}), LONG);
     let ends = tokio::time::timeout(Duration::from_millis(100), change);
-    let probe = scene.probe.probe(&scene.control, Some(scene.process.id()));
-    let (ended, (answer, evidence)) = tokio::join!(ends, probe);
-    assert!(ended.is_err() && answer.is_err());
-    let (_, method) = evidence.unwrap().busy.unwrap();
+    let probe = scene.probe.probe(&scene.control, Some(scene.process.id()), true);
+    let (ended, probed) = tokio::join!(ends, probe);
+    assert!(ended.is_err() && probed.answer.is_err());
+    let (_, method) = probed.evidence.unwrap().busy.unwrap();
     assert_eq!(method, "bdev_malloc_create");
-    let (_, evidence) = scene.probe.probe(&scene.control, Some(scene.process.id())).await;
-    assert_eq!(evidence.unwrap().busy, None, "it was over when this one was sent");
+    let probed = scene.probe.probe(&scene.control, Some(scene.process.id()), true).await;
+    assert_eq!(probed.evidence.unwrap().busy, None, "it was over when this one was sent");
 }
 
 #[tokio::test]

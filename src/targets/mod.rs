@@ -50,6 +50,7 @@ use crate::agent::owner_gone;
 use crate::agent::progress_sink::ProgressSink;
 use crate::docker::Containers;
 use crate::health::deep::DeepProbe;
+use crate::model::buffers::BufferWaits;
 use crate::model::code::Code;
 use crate::model::deep::DeepHealth;
 use crate::model::fault::Fault;
@@ -57,7 +58,7 @@ use crate::model::guest::Guests;
 use crate::model::path::CleanPath;
 use crate::model::policy::{MOST_TARGETS, TargetPolicy};
 use crate::model::prepare::PrepareReport;
-use crate::model::target::{TargetHealth, TargetName, TargetState};
+use crate::model::target::{TargetHealth, TargetName};
 use crate::model::work::WorkId;
 use crate::watchdog::Watchdog;
 
@@ -158,7 +159,7 @@ impl Targets {
         let seen = self.observers.fresh(name, control).await;
         let known = self.evaluated(name, control, seen.number).await;
         let health = known.unwrap_or_else(|| health_of_another(name, &seen));
-        let answered = seen.answers.answered().filter(|_| health.state == TargetState::Serving);
+        let answered = seen.answers.answered().filter(|_| health.is_up());
         let age = answered.map(|at| at.elapsed().as_millis());
         let age_ms = age.map(|age| u64::try_from(age).unwrap_or(u64::MAX));
         TargetHealth { age_ms, ..health }
@@ -193,6 +194,11 @@ impl Targets {
     /// Age of the last answer of each observed target that has answered. No probe is sent for that.
     pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
         self.observers.last_answers()
+    }
+
+    /// Requests that had to wait for an I/O buffer, of each observed target that counts them. No probe is sent for that.
+    pub fn buffer_waits(&self) -> Vec<(TargetName, BufferWaits)> {
+        self.observers.buffer_waits()
     }
 
     /// Probes the target with the control socket `control` by I/O.

@@ -170,6 +170,7 @@ impl SharedStatus {
                 last_exit: known.last_exit.clone(),
                 volumes: known.volumes.tally(),
                 volume_statuses: kept.cloned().unwrap_or_else(|| Arc::new(statuses.clone())),
+                findings: self.findings(known),
             };
             let changed =
                 before != Some(&next) && (before.is_some() || next != TargetStatus::default());
@@ -182,6 +183,11 @@ impl SharedStatus {
             log_health(&self.name, &health);
             self.statuses.events.publish(What::Target(health));
         }
+    }
+
+    fn findings(&self, known: &Known) -> Vec<Finding> {
+        let seen = known.seen.as_ref().map(|(_, seen)| seen);
+        seen.and_then(|seen| seen.buffers.finding(&self.name)).into_iter().collect()
     }
 
     fn evaluate(&self, known: &Known, before: Option<&TargetHealth>) -> Option<TargetHealth> {

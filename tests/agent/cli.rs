@@ -34,6 +34,7 @@ async fn plan_exits_0_when_it_holds_3_when_it_would_change_something_and_1_when_
         "832 pages",
         "planned",
         "nothing was changed",
+        "of 1024 free pages of 2 MiB, zbs-vhost takes about 200",
     ] {
         assert!(change.out.contains(part), "{part}: {}", change.out);
     }

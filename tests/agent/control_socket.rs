@@ -57,6 +57,33 @@ async fn a_misbehaving_control_socket_is_reported_until_it_replies() {
     assert!(peak(&agent) < MOST_KIB, "{} KiB", peak(&agent));
 }
 
+// As in longhorn#13322, where the counter stood at 18.9 million and the large pool was too small for the load.
+#[tokio::test]
+async fn exhausted_buffers_degrade_a_target_that_still_runs_and_say_what_to_set() {
+    let played = Played::with(SETTINGS);
+    played.becomes(Manner::Waits(18_900_000));
+    let agent = played.place.ready().await;
+    serves_again(&agent, "counters that do not grow").await;
+    played.becomes(Manner::Waits(18_900_002));
+    let health = agent.get(HEALTH).await.json();
+    let why = health["reason"].as_str().unwrap();
+    assert_eq!(health["state"], "degraded", "{health}");
+    assert!(why.starts_with("SPDK v24.01 answers") && why.contains("large_pool_count"), "{why}");
+    assert!(health["ageMs"].is_u64(), "{health}");
+    let compatible = agent.post("/zbs/primarystorage/vhost/target/health", "{}").await.json();
+    assert_eq!(compatible["targetRunning"], true, "{compatible}");
+    let finding = until("it is a finding", async || {
+        let status = agent.get("/v1/status").await.json();
+        status["findings"].get(0).map(|it| it["code"].clone())
+    });
+    assert_eq!(finding.await, "buffers-exhausted");
+    let page = agent.get("/metrics").await.text().to_string();
+    for line in [r#"pool="small"} 0"#, r#"pool="large"} 2"#] {
+        let line = format!("vhost_target_buffer_waits_total{{target=\"zbs-vhost\",{line}\n");
+        assert!(page.contains(&line), "{line} in {page}");
+    }
+}
+
 #[tokio::test]
 async fn health_is_returned_without_starting_a_process() {
     let played = Played::with(SETTINGS);

@@ -19,6 +19,7 @@ mod fallback;
 mod http;
 mod lifecycle;
 mod metrics;
+mod needs;
 mod nodes;
 mod outbox;
 mod outgoing;

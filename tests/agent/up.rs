@@ -27,6 +27,8 @@ async fn it_stops_at_the_target_when_no_engine_can_run_it_with_an_agent_and_with
         assert_eq!(done["health"], Value::Null);
         let notes = notes(&done);
         assert!(notes.contains("the built-in target is taken, with one core"), "{notes}");
+        let pages = "of 9 free pages of 2 MiB, the built-in target takes none, a deep probe 1";
+        assert!(notes.contains(pages), "{notes}");
         assert!(notes.contains("stopped here, for the target could not be deployed"), "{notes}");
     }
     drop(agent);

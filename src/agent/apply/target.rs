@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::observe::blocking;
+use super::super::observe::exits::explained;
 use super::super::observe::target::{Containers, engine_fault, printed};
 use super::image::Images;
 use crate::host::pidfd::{Signal, WatchedProcess};
@@ -202,7 +203,7 @@ impl<C: Containers> TargetApplier<C> {
             };
             if Instant::now() >= deadline {
                 let how = format!("it did not serve within {within:?}: {silence}");
-                return Err(self.failed(container, &how).await);
+                return Err(self.failed(container, &how, None).await);
             }
             if Instant::now() >= look_at {
                 look_at = Instant::now() + LOOK_PAUSE;
@@ -211,7 +212,7 @@ impl<C: Containers> TargetApplier<C> {
                 let seen = self.containers.container(container, within).await;
                 let Ok(Some(seen)) = seen else { continue };
                 if !seen.running {
-                    return Err(self.failed(container, &seen.how_it_ended()).await);
+                    return Err(self.failed(container, &seen.how_it_ended(), seen.exit_code).await);
                 }
                 let root = self.root.clone();
                 let is_stopped = move || {
@@ -224,7 +225,7 @@ impl<C: Containers> TargetApplier<C> {
                     >= self.policy.heal.unresponsive_after
                 {
                     let how = format!("it is stopped (SIGSTOP or a debugger): {silence}");
-                    return Err(self.failed(container, &how).await);
+                    return Err(self.failed(container, &how, None).await);
                 }
             }
             sleep(PAUSE).await;
@@ -232,7 +233,7 @@ impl<C: Containers> TargetApplier<C> {
     }
 
     /// Builds the fault of a target that did not come up; the container stays for inspection.
-    async fn failed(&self, container: &str, how: &str) -> Fault {
+    async fn failed(&self, container: &str, how: &str, exit_code: Option<i64>) -> Fault {
         let lines = self.containers.last_lines(container, LAST_LINES, LINES_TIME).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
         let advice = match printed.contains(READ_ONLY) && self.policy.target.read_only_root {
@@ -242,9 +243,11 @@ impl<C: Containers> TargetApplier<C> {
             }
             false => "",
         };
+        let explained =
+            explained(&self.root, &self.policy.registries.engine, exit_code, &printed).await;
         Fault::new(
             Code::TargetNotReady,
-            format!("the target in container {container}: {how}; {printed}{advice}"),
+            format!("the target in container {container}: {how}; {printed}{explained}{advice}"),
         )
     }
 

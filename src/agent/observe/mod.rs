@@ -1,6 +1,7 @@
 //! Observation of the machine: facts in the model's types, no opinions.
 
 pub mod engine;
+pub mod exits;
 pub mod figures;
 pub mod guests;
 pub mod hypervisor;

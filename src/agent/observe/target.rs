@@ -7,6 +7,7 @@ use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
+use super::exits::explained;
 use super::target_resources::{FileFacts, cpu_use, file_facts, pages_for_target};
 use super::{blocking, blocking_within};
 pub use crate::docker::Containers;
@@ -109,7 +110,13 @@ impl<C: Containers> TargetObserver<C> {
         let ((version, silence, guests), cpu_use, memory, links) = tokio::join!(
             self.ask(&control),
             cpu_use(&self.root, &self.policy.registries.engine, own),
-            pages_for_target(&self.root, wanted, files.huge_dir.clone(), own),
+            pages_for_target(
+                &self.root,
+                &self.policy.registries.engine,
+                wanted,
+                files.huge_dir.clone(),
+                own
+            ),
             self.links(&opened)
         );
         let may_have_disks = !ours || files.has_volume_sockets;
@@ -137,6 +144,7 @@ impl<C: Containers> TargetObserver<C> {
             socket_doubt: files.socket_doubt,
             free_pages: memory.free_pages,
             returning_pages: memory.returning_pages,
+            page_limit: memory.limit,
         })
     }
 
@@ -179,14 +187,17 @@ impl<C: Containers> TargetObserver<C> {
         Ok(looks.into_iter().flatten().collect())
     }
 
-    /// Describes a target's exit, its last output, and a shortage of pages: the evidence of why it crashes.
-    /// `why` is used if the engine does not report the exit.
+    /// Describes a target's exit, its last output, what explains both, and a shortage of pages: the evidence of why it
+    /// crashes. `why` is used if the engine does not report the exit.
     pub async fn last_words(&self, name: &TargetName, why: &str, within: Duration) -> String {
         let seen = self.container(name.as_str()).await.ok().flatten();
-        let ended = seen.filter(|container| !container.running).map(|it| it.how_it_ended());
+        let ended = seen.filter(|container| !container.running);
         let lines = self.containers.last_lines(name.as_str(), LAST_LINES, within).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
-        let words = format!("{}; {printed}", ended.as_deref().unwrap_or(why));
+        let code = ended.as_ref().and_then(|it| it.exit_code);
+        let explained = explained(&self.root, &self.policy.registries.engine, code, &printed).await;
+        let how = ended.map_or(why.to_string(), |it| it.how_it_ended());
+        let words = format!("{how}; {printed}{explained}");
         match self.free_pages().await {
             Some(0) => format!("{words}; no 2 MiB page is free"),
             Some(free) => format!("{words}; {free} pages of 2 MiB are free"),
@@ -194,10 +205,15 @@ impl<C: Containers> TargetObserver<C> {
         }
     }
 
-    /// Formats a container's last output, a few lines only: guests wait for the next step.
+    /// Formats a container's last output, a few lines only, for guests wait for the next step; and what explains its
+    /// exit.
     pub async fn last_printed(&self, container: &ContainerSeen) -> String {
         let lines = self.containers.last_lines(&container.id, EXIT_LINES, EXIT_TIME).await;
-        printed(lines.map_err(|e| chain(&e)))
+        let printed = printed(lines.map_err(|e| chain(&e)));
+        let explained =
+            explained(&self.root, &self.policy.registries.engine, container.exit_code, &printed)
+                .await;
+        printed + &explained
     }
 
     async fn free_pages(&self) -> Option<u64> {

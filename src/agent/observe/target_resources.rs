@@ -8,14 +8,15 @@ use crate::host::engine_process::engine_process;
 use crate::host::leftovers::left_pages;
 use crate::host::pools::{PoolFiles, hugepages_of};
 use crate::host::{
-    HostError, Root, cpu_users, cpus, cpuset, daemon_json, mounts, own_image, socket_place,
+    HostError, Root, cpu_users, cpus, cpuset, daemon_json, hugetlb_limit, mounts, own_image,
+    socket_place,
 };
 use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::engine_options::{EngineOptions, config_file};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
 use crate::model::policy::EnginePolicy;
-use crate::model::pools::Pool;
+use crate::model::pools::{PageLimit, Pool};
 use crate::model::target::TargetSpec;
 use crate::model::units::{NumaNode, PageSize};
 
@@ -35,6 +36,7 @@ pub(super) struct FileFacts {
 pub(super) struct PagesForTarget {
     pub(super) free_pages: BTreeMap<NumaNode, u64>,
     pub(super) returning_pages: u64,
+    pub(super) limit: Option<PageLimit>,
 }
 
 /// Observes the users of the CPUs except the target's own process `own`: a target gives its CPUs back before it is
@@ -54,7 +56,7 @@ pub(super) async fn cpu_use(
 }
 
 /// Group of the engine's containers, by the options of the running engine.
-fn cgroup_parent(root: &Root, policy: &EnginePolicy) -> CgroupParent {
+pub(super) fn cgroup_parent(root: &Root, policy: &EnginePolicy) -> CgroupParent {
     let args = engine_process(root, policy).map(|process| process.args).unwrap_or_default();
     let file = daemon_json::read(root, &config_file(&args, &policy.daemon_json));
     CgroupParent::new(None, &EngineOptions::new(&args, &file))
@@ -64,26 +66,35 @@ fn cgroup_parent(root: &Root, policy: &EnginePolicy) -> CgroupParent {
 /// refuse the target.
 pub(super) async fn pages_for_target(
     root: &Root,
+    engine: &EnginePolicy,
     wanted: u64,
     huge_dir: Option<String>,
     own: Option<u32>,
 ) -> PagesForTarget {
-    let root = root.clone();
+    let (root, engine) = (root.clone(), engine.clone());
     let look = move || -> Result<PagesForTarget, HostError> {
         let small = |pool: &Pool| pool.key.size == PageSize::MIB_2;
         let pools = PoolFiles::find(&root)?.read_all()?.into_iter().filter(small);
         let mut free_pages: BTreeMap<NumaNode, u64> =
             pools.map(|pool| (pool.key.node, pool.free)).collect();
         // The pages of the process `own` come back before its successor takes any.
-        for (node, pages) in own.map(|pid| hugepages_of(&root, pid)).unwrap_or_default() {
+        let own_pages = own.map(|pid| hugepages_of(&root, pid)).unwrap_or_default();
+        let parent = cgroup_parent(&root, &engine);
+        let limit = hugetlb_limit::of_containers(&root, &parent, PageSize::MIB_2).map(|limit| {
+            let used = limit.used.saturating_sub(own_pages.values().sum());
+            PageLimit { used, ..limit }
+        });
+        for (node, pages) in own_pages {
             *free_pages.entry(node).or_default() += pages;
         }
-        // `left_pages` scans all processes, so it is called only if no node has enough free pages.
-        let returning_pages = match free_pages.values().all(|free| *free < wanted) {
+        // `left_pages` scans all processes, so it is called only if no node has enough free pages, or the limit leaves
+        // too few.
+        let is_limited = limit.as_ref().is_some_and(|limit| limit.left() < wanted);
+        let returning_pages = match is_limited || free_pages.values().all(|free| *free < wanted) {
             true => huge_dir.map_or(Ok(0), |folder| left_pages(&root, &folder))?,
             false => 0,
         };
-        Ok(PagesForTarget { free_pages, returning_pages })
+        Ok(PagesForTarget { free_pages, returning_pages, limit })
     };
     match wanted {
         0 => PagesForTarget::default(),
@@ -114,4 +125,35 @@ pub(super) async fn file_facts(
         })
     })
     .await?
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)] // the test puts files in place
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pages_of_the_replaced_process_do_not_count_against_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let map =
+            "7f00 default file=/dev/hugepages2m/map_0 huge dirty=3 N0=3 kernelpagesize_kB=2048\n";
+        for (path, text) in [
+            ("/proc/7/numa_maps", map),
+            ("/sys/fs/cgroup/system.slice/hugetlb.2MB.max", "20971520\n"),
+            ("/sys/fs/cgroup/system.slice/hugetlb.2MB.current", "8388608\n"),
+        ] {
+            let path = root.path(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let left = async |wanted, own| {
+            pages_for_target(&root, &EnginePolicy::default(), wanted, None, own)
+                .await
+                .limit
+                .map(|limit| limit.left())
+        };
+        assert_eq!((left(9, None).await, left(9, Some(7)).await), (Some(6), Some(9)));
+        assert_eq!(left(0, None).await, None, "a target that takes no certain number");
+    }
 }

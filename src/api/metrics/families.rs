@@ -13,6 +13,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use super::page::{ALONE, Page};
 use crate::controller::outbox::Census;
 use crate::controller::report::ReportCounts;
+use crate::model::buffers::BufferWaits;
 use crate::model::footprint::Footprint;
 use crate::model::pools::{Pool, PoolKey};
 use crate::model::status::TargetReport;
@@ -43,6 +44,8 @@ pub(super) struct TargetFigures {
     pub(super) exits: u64,
     pub(super) sessions: u64,
     pub(super) last_answer: Option<Duration>,
+    /// Requests that had to wait for an I/O buffer; `None` if the target does not count them.
+    pub(super) buffer_waits: Option<BufferWaits>,
 }
 
 #[derive(Debug)]
@@ -185,7 +188,13 @@ impl Gathered {
         let about = ("vhost_target_exits", "Exits of a target's process.");
         page.counters(about, each(|it| it.exits))?;
         let about = ("vhost_target_restarts", "Restarts of a target by the agent.");
-        page.counters(about, each(|it| it.report.restarts))
+        page.counters(about, each(|it| it.report.restarts))?;
+        let waits = self.targets.iter().filter_map(|it| Some((target(it), it.buffer_waits?)));
+        let waits = waits.flat_map(|([name], BufferWaits { small, large })| {
+            [([name, ("pool", "small")], small), ([name, ("pool", "large")], large)]
+        });
+        let help = "Requests in a target that had to wait for an I/O buffer.";
+        page.counters(("vhost_target_buffer_waits", help), waits)
     }
 
     fn volumes(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -182,7 +182,9 @@ fn figures(name: &str, state: TargetState) -> TargetFigures {
         volumes,
     };
     let last_answer = (state == TargetState::Serving).then_some(Duration::from_millis(750));
-    TargetFigures { report, wanted: true, exits: 6, sessions: 7, last_answer }
+    let buffer_waits =
+        (state == TargetState::Serving).then_some(BufferWaits { small: 0, large: 9 });
+    TargetFigures { report, wanted: true, exits: 6, sessions: 7, last_answer, buffer_waits }
 }
 
 #[test]
@@ -204,6 +206,8 @@ fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
         r#"vhost_target_last_answer_age_seconds{target="a"} 0.75"#,
         r#"vhost_target_exits_total{target="a"} 6"#,
         r#"vhost_target_restarts_total{target="a"} 3"#,
+        r#"vhost_target_buffer_waits_total{target="a",pool="small"} 0"#,
+        r#"vhost_target_buffer_waits_total{target="a",pool="large"} 9"#,
         r#"vhost_target_volumes{target="a",state="pending"} 2"#,
         r#"vhost_target_volumes{target="a",state="serving"} 5"#,
         r#"vhost_target_volumes{target="a",state="degraded"} 2"#,
@@ -212,7 +216,11 @@ fn a_target_has_a_line_for_each_state_and_volumes_are_counted_not_named() {
         r#"vhost_target_disconnected_sessions{target="a"} 4"#,
     ];
     assert_eq!(of("a"), expected);
-    assert_eq!(of("b").len(), expected.len() - 1, "who has not answered has no age");
+    assert_eq!(
+        of("b").len(),
+        expected.len() - 3,
+        "who has not answered has no age and counts nothing"
+    );
     assert_eq!(of("b")[5], r#"vhost_target_state{target="b",state="failed"} 1"#);
 }
 

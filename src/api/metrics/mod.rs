@@ -111,7 +111,8 @@ async fn gather(api: &Api) -> Gathered {
 }
 
 fn targets(api: &Api) -> Vec<TargetFigures> {
-    let (report, ages) = (api.reports.borrow().clone(), api.native.targets.last_answers());
+    let report = api.reports.borrow().clone();
+    let (ages, waits) = (api.native.targets.last_answers(), api.native.targets.buffer_waits());
     let statuses = api.metrics.statuses.borrow();
     let desired = api.native.desired.borrow();
     let figures = |report: &TargetReport| {
@@ -124,6 +125,7 @@ fn targets(api: &Api) -> Vec<TargetFigures> {
             exits: status.map_or(0, |status| status.exits),
             sessions: status.map_or(0, sessions) as u64,
             last_answer: age_of(&ages, &report.name),
+            buffer_waits: waits.iter().find(|(name, _)| *name == report.name).map(|(_, it)| *it),
             report: report.clone(),
         }
     };

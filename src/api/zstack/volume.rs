@@ -17,7 +17,7 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
-use crate::model::target::{Desired, EnsureOptions, TargetSpec, TargetState};
+use crate::model::target::{Desired, EnsureOptions, TargetSpec};
 use crate::model::volume::{Backing, VolumeKey, VolumeName, VolumeSpec, VolumeView, ZBS_SUFFIX};
 use crate::model::work::WorkId;
 use crate::targets::TargetChange;
@@ -187,7 +187,7 @@ async fn serve(
     activated(&views, &findings)
 }
 
-/// `true` if nothing has to be done for `target`: it is desired with the same control socket, and serves. Hundreds of
+/// `true` if nothing has to be done for `target`: it is desired with the same control socket, and is up. Hundreds of
 /// volumes are activated at once when a node comes back, and each observation of a target takes its owner's time.
 async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
     let there = |wanted: TargetSpec| wanted.control_sock == target.control_sock;
@@ -195,7 +195,7 @@ async fn serves_already(api: &Shared, target: &TargetSpec) -> bool {
         return false;
     }
     let health = api.native.targets.health(&target.name, &target.control_sock).await;
-    health.state == TargetState::Serving
+    health.is_up()
 }
 
 fn activated(views: &[VolumeView], findings: &Value) -> Result<Value, Fault> {

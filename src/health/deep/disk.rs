@@ -23,9 +23,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::handshake::{HandshakeError, negotiate, share, start_ring};
 use crate::host::shared_memory::SharedMemory;
+use crate::model::sizing::PROBE_PAGES;
 
-/// Size in bytes of the memory shared with the target: one hugepage.
-pub(super) const MEMORY: usize = 2 << 20;
+/// Size in bytes of the memory shared with the target.
+pub(super) const MEMORY: usize = (2 << 20) * PROBE_PAGES as usize;
 /// Size of the disk in bytes; a probe writes and reads all of them.
 pub(super) const DISK: usize = 1 << 20;
 /// Size of a virtio sector in bytes.

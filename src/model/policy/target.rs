@@ -238,8 +238,13 @@ impl TargetSettings {
     /// Number of 2 MiB pages that a target with `spec` takes when it starts; 0 if its command names no memory or has
     /// `--no-huge`.
     pub fn pages(&self, spec: &TargetSpec) -> u64 {
-        let is_huge = self.template(spec.kind).command.iter().all(|word| word != "--no-huge");
-        if self.says_memory(spec.kind) && is_huge { spec.memory_mib.div_ceil(2) } else { 0 }
+        let takes = self.says_memory(spec.kind) && self.is_huge(spec.kind);
+        if takes { spec.memory_mib.div_ceil(2) } else { 0 }
+    }
+
+    /// `true` unless the command of `kind` has `--no-huge`.
+    pub fn is_huge(&self, kind: TargetKind) -> bool {
+        self.template(kind).command.iter().all(|word| word != "--no-huge")
     }
 
     /// `true` if the command of `kind` has the placeholder `{memoryMib}`.

@@ -24,6 +24,7 @@ pub use self::engine::EngineNews;
 pub use self::probe::Probe;
 use self::watch::ProcessWatch;
 use crate::docker::Containers;
+use crate::model::buffers::BufferWaits;
 use crate::model::observation::{Observation, Process};
 use crate::model::path::CleanPath;
 use crate::model::target::{Desired, TargetName};
@@ -139,18 +140,26 @@ impl Observers {
         ask(asks, seen).await
     }
 
-    /// Age of the last answer of each target whose running process has answered. Under the name of a desired target
-    /// only its own control socket counts, whatever others were asked for.
+    /// Age of the last answer of each target whose running process has answered.
     pub fn last_answers(&self) -> Vec<(TargetName, Duration)> {
+        self.figures(|seen| Some(seen.answers.answered()?.elapsed()))
+    }
+
+    /// Requests that had to wait for an I/O buffer, of each target that counts them.
+    pub fn buffer_waits(&self) -> Vec<(TargetName, BufferWaits)> {
+        self.figures(|seen| seen.buffers.waits)
+    }
+
+    /// Figure of each target that has one in its last observation. Under the name of a desired target only its own
+    /// control socket counts, whatever others were asked for.
+    fn figures<T>(&self, figure: impl Fn(&Observation) -> Option<T>) -> Vec<(TargetName, T)> {
         let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
         let desired = self.desired.borrow();
         let counts = |key: &Key| is_desired(&desired, key) || !desired.targets.contains_key(&key.0);
         let counted = observed.iter().filter(|(key, _)| counts(key));
-        let ages = counted.filter_map(|((name, _), one)| {
-            let answered = one.seen.borrow().answers.answered()?;
-            Some((name.clone(), answered.elapsed()))
-        });
-        ages.collect()
+        let figures = counted
+            .filter_map(|((name, _), one)| Some((name.clone(), figure(&one.seen.borrow())?)));
+        figures.collect()
     }
 
     fn find(&self, name: &TargetName, control: &CleanPath) -> (Asks, Observations) {

@@ -19,6 +19,8 @@ const ENGINE: &str = "engine.socket = \"/run/docker.sock\"\n";
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Manner {
     Answers,
+    /// As `Answers`, and so many requests have waited for a large I/O buffer.
+    Waits(u64),
     /// Its version, but not that its start has ended.
     OnlyStarts,
     NeverAnswers,
@@ -106,7 +108,14 @@ async fn behave(mut stream: UnixStream, manner: Arc<Mutex<Manner>>) {
         let manner = *manner.lock().unwrap();
         let said = match manner {
             Manner::OnlyStarts if request["method"] == "framework_wait_init" => Ok(()),
-            Manner::Answers | Manner::OnlyStarts => {
+            Manner::Waits(retry) if request["method"] == "iobuf_get_stats" => {
+                let pool = |retry| json!({"cache": 5, "main": 6, "retry": retry});
+                let module =
+                    json!({"module": "bdev", "small_pool": pool(0), "large_pool": pool(retry)});
+                let reply = json!({"id": request["id"], "result": [module]});
+                stream.write_all(format!("{reply}\n").as_bytes()).await
+            }
+            Manner::Answers | Manner::Waits(_) | Manner::OnlyStarts => {
                 let result = json!({"version": "SPDK v24.01", "reactors": [{}]});
                 let reply = json!({"id": request["id"], "result": result});
                 stream.write_all(format!("{reply}\n").as_bytes()).await

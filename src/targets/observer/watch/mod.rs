@@ -13,11 +13,12 @@ use tokio::time::{Instant, sleep_until};
 
 use self::publish::ObservationWaiter;
 use super::engine::ObserverEvent;
-use super::probe::Found;
-use super::silence::{Evidence, Silence};
+use super::probe::{Found, ProbeOutcome};
+use super::silence::Silence;
 use super::{AskQueue, IDLE, Key, Observations, ObserverParts, is_desired};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
+use crate::model::buffers::BufferRecord;
 use crate::model::observation::{Observation, ProbeResults, Process};
 use crate::wait;
 
@@ -34,8 +35,8 @@ enum KnownProcess {
     Otherwise(Process),
 }
 
-/// Result of a probe: its number, when it was sent, the answer, and without one the evidence about the process.
-type Probed = (u64, Instant, Result<String, String>, Option<Evidence>);
+/// Probe that has ended: its number, when it was sent, and its results.
+type Probed = (u64, Instant, ProbeOutcome);
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Numbers of the last query begun and of the last one ended, for queries of one kind.
@@ -52,6 +53,7 @@ pub(super) struct ProcessWatch<C> {
     answers: ProbeResults,
     heard: Option<Instant>,
     silence: Silence,
+    buffers: BufferRecord,
     probes: FuturesUnordered<Pending<Probed>>,
     probed: Count,
     /// Number of the last probe sent to a former process; answers up to this number do not count.
@@ -81,6 +83,7 @@ impl<C: Containers> ProcessWatch<C> {
             answers: ProbeResults::default(),
             heard: None,
             silence: Silence::default(),
+            buffers: BufferRecord::default(),
             probes: FuturesUnordered::new(),
             probed: Count::default(),
             outdated: 0,
@@ -149,6 +152,7 @@ impl<C: Containers> ProcessWatch<C> {
         if !found {
             (self.answers, self.heard) = (ProbeResults::default(), None);
             self.silence = Silence::default();
+            self.buffers.begin_anew();
             self.outdated = self.probed.begun;
         }
         self.seen = seen;
@@ -193,12 +197,16 @@ impl<C: Containers> ProcessWatch<C> {
         }
     }
 
-    fn probed(&mut self, (number, sent, answer, evidence): Probed) {
+    fn probed(&mut self, (number, sent, result): Probed) {
+        let ProbeOutcome { answer, evidence, buffers } = result;
         self.probed.ended = self.probed.ended.max(number);
         if number <= self.outdated {
             return;
         }
         self.answers.note(sent.into_std(), answer);
+        if let Some(buffers) = buffers {
+            self.buffers.note(sent.into_std(), buffers);
+        }
         self.heard = Some(Instant::now());
         match evidence.filter(|_| self.answers.is_silent()) {
             Some(evidence) => {
@@ -273,9 +281,9 @@ impl<C: Containers> ProcessWatch<C> {
                 KnownProcess::Lives(process) => Some(process.pid),
                 KnownProcess::Otherwise(_) => None,
             };
+            let counts = self.buffers.is_asked();
             self.probes.push(Box::pin(async move {
-                let (answer, evidence) = shared.probe.probe(&control, pid).await;
-                (number, sent, answer, evidence)
+                (number, sent, shared.probe.probe(&control, pid, counts).await)
             }));
         }
         self.probed.begun

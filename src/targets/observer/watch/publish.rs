@@ -58,9 +58,10 @@ impl<C: Containers> ProcessWatch<C> {
             KnownProcess::Otherwise(process) => process.clone(),
         };
         let sure = self.look.is_none() && !matches!(process, Process::Unknown(_));
+        let at = Instant::now().into_std();
         Observation {
             number,
-            at: Instant::now().into_std(),
+            at,
             process,
             answers: self.answers.clone(),
             heard: self.heard.map(Instant::into_std),
@@ -70,6 +71,7 @@ impl<C: Containers> ProcessWatch<C> {
                 ..self.silence.vitals.clone()
             },
             silent_since: self.silence.since.clone(),
+            buffers: self.buffers.at(at),
             sure,
         }
     }
@@ -88,6 +90,7 @@ impl<C: Containers> ProcessWatch<C> {
                 && next.vitals.activity == last.vitals.activity
                 && next.is_busy() == last.is_busy()
                 && next.sure == last.sure
+                && next.buffers.shortage() == last.buffers.shortage()
                 && !(next.answers.is_silent() && next.heard != last.heard);
             // Numbers are shared by all observers: one that takes the place of another must not seem older.
             let number = if same { last.number } else { NUMBER.fetch_add(1, Ordering::Relaxed) };
