@@ -5,7 +5,7 @@
 //! clone, and a loop that takes one request after the other: observe, plan, apply, publish. Policy is in
 //! `plan`; reading and changing the machine is in `observe` and `apply`; the loops only connect them,
 //! keep the deadlines and feed the watchdog. `events` publishes events, `status` the status of the whole
-//! node.
+//! node. `storage` checks the node's storage for a controller, in runs that equal requests share (`shared_runs`).
 
 pub mod admission;
 pub mod apply;
@@ -20,7 +20,9 @@ pub mod observe;
 pub mod pools;
 pub mod prepare;
 pub mod progress_sink;
+pub mod shared_runs;
 pub mod status;
+pub mod storage;
 
 use crate::model::code::Code;
 use crate::model::fault::Fault;

@@ -90,6 +90,8 @@ pub struct Api {
     pub reports: Reports,
     /// Source of the installed versions of libvirt and QEMU.
     pub hypervisor: Box<dyn zstack::host::AsksVersions>,
+    /// Storage of the node, as far as a controller asks for it.
+    pub storage: Box<dyn zstack::storage::ServesStorage>,
     /// Handler of unknown routes; `None` without a legacy agent.
     pub fallback: Option<fallback::Fallback>,
     pub metrics: metrics::Metrics,
@@ -163,7 +165,8 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
     let [connect, ping, echo] = zstack::passthrough::routes(api.fallback.is_some());
     // The compatible routes, by the role that each requires.
     let read = Router::new()
-        .route(&format!("{ZBS}/target/health"), post(zstack::target::health))
+        .route(&format!("{ZBS}/target/health"), post(zstack::health::health))
+        .route(&format!("{ZBS}/check"), post(zstack::health::check))
         .route("/host/echo", echo)
         .route("/v1/status", get(v1::status::get))
         .route_layer(wants(Role::Read));
@@ -181,6 +184,7 @@ pub fn routers(api: Api, admin_apart: bool) -> Routers {
         .route(&format!("{ZBS}/destroy"), post(zstack::target::destroy))
         .route("/host/connect", connect)
         .route("/host/ping", ping)
+        .merge(zstack::storage::routes(api.fallback.is_some()))
         .route_layer(wants(Role::Deploy));
     let compatible = read.merge(volumes).merge(deploy);
     let native_and_compatible = compatible.merge(v1::routes(api.native.clone()));

@@ -9,6 +9,7 @@ use super::render::{ProgressBars, print_prepare};
 use super::{Output, Usage, exit};
 use crate::api::v1::targets::TargetBody;
 use crate::config::Settings;
+use crate::model::cgroup::CgroupParent;
 use crate::model::path::CleanPath;
 use crate::model::prepare::PrepareReport;
 use crate::model::target::{TargetKind, TargetName, TargetSpec};
@@ -60,6 +61,9 @@ pub(super) struct DeployArgs {
     /// Hugepages of the target, in MiB [default: the setting target.memory_mib, or the need of its volumes]
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
+    /// Cgroup parent of the container, such as zstone.vhost.slice [default: the setting target.cgroup_parent]
+    #[arg(long, value_name = "NAME")]
+    cgroup_parent: Option<CgroupParent>,
     /// Replace an existing target that differs
     #[arg(long)]
     recreate: bool,
@@ -90,6 +94,7 @@ impl DeployArgs {
             control_sock: self.control_sock.clone(),
             client_conf: None,
             memory_mib: self.memory_mib,
+            cgroup_parent: self.cgroup_parent.clone(),
         }
     }
 }

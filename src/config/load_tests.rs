@@ -100,6 +100,11 @@ fn what_is_wrong_is_named_with_file_and_line() {
         ("[target]\ntmpfs_mib = 0\n", "target.tmpfs_mib: 0 is not between"),
         ("[target]\npids_limit = 0\n", "target.pids_limit: 0 is not between"),
         ("[mount]\npath = \"huge\"\n", "mount.path: 'huge' is not a plain absolute path"),
+        ("[target]\ncgroup_parent = \"vhost\"\n", "target.cgroup_parent: 'vhost' is no cgroup"),
+        ("[target]\ncgroup_parents = [\"/a/../b\"]\n", ":2: '/a/../b' is no cgroup"),
+        ("[storage]\nheartbeat_timeout = \"0s\"\n", "storage.heartbeat_timeout: 0ns is not"),
+        ("[storage]\npackages = [\"--force\"]\n", "storage.packages: '--force' is no name of"),
+        ("[storage]\nrepositories = [\"*\"]\n", "storage.repositories: '*' is no name of"),
     ];
     for (text, expected) in cases {
         let path = write(dir.path(), "config.toml", text);

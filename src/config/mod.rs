@@ -14,6 +14,7 @@ mod outgoing;
 mod registry;
 mod report;
 mod settings;
+mod storage;
 mod target;
 mod volume;
 

@@ -16,7 +16,7 @@ use crate::model::fallback::FallbackAddress;
 use crate::model::node::Exposure;
 use crate::model::policy::{
     CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, MountPolicy, PoolPolicy,
-    ReportPolicy, TargetPolicy, TargetSettings, VolumePolicy,
+    ReportPolicy, StoragePolicy, TargetPolicy, TargetSettings, VolumePolicy,
 };
 use crate::model::registry::{RegistryLogins, RegistryPolicy, registry_of};
 use crate::model::url::HttpUrl;
@@ -57,6 +57,8 @@ pub struct Settings {
     pub mount: MountPolicy,
     /// Docker engine.
     pub engine: EnginePolicy,
+    /// Client of the storage, where no legacy agent looks after it.
+    pub storage: StoragePolicy,
     pub target: TargetSettings,
     /// Health probes of targets.
     pub health: HealthPolicy,
@@ -109,6 +111,7 @@ impl Default for Settings {
             pools: PoolPolicy::default(),
             mount: MountPolicy::default(),
             engine: EnginePolicy::default(),
+            storage: StoragePolicy::default(),
             target: TargetSettings::default(),
             health: HealthPolicy::default(),
             volume: VolumePolicy::default(),
@@ -236,6 +239,7 @@ impl Settings {
             ("engine.ping_timeout", self.engine.ping_timeout),
             ("engine.ready_timeout", self.engine.ready_timeout),
             ("engine.install_timeout", self.engine.install_timeout),
+            ("storage.heartbeat_timeout", self.storage.heartbeat_timeout),
             ("target.call_timeout", self.target.call_timeout),
             ("target.load_timeout", self.target.load_timeout),
             ("target.ready_timeout", self.target.ready_timeout),
@@ -278,7 +282,8 @@ impl Settings {
         let whole = whole
             .or_else(|| self.log.problem().or_else(|| self.report.problem()))
             .or_else(|| self.target.problem().or_else(|| self.health.problem()))
-            .or_else(|| self.volume.problem().or_else(|| self.heal.problem()));
+            .or_else(|| self.volume.problem().or_else(|| self.heal.problem()))
+            .or_else(|| self.storage.problem());
         whole
             .or_else(|| self.tls.problem().or_else(|| self.access.problem(&self.tls)))
             .or_else(|| registry::problem(&self.registry))

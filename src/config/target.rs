@@ -4,6 +4,7 @@ use crate::model::bounds::{
     PathPurpose, device_pattern_problem, image_pattern_problem, image_url_problem,
     raw_method_problem, root_problem,
 };
+use crate::model::cgroup::CgroupParent;
 use crate::model::image::{ImageSha256, ImageUrl};
 use crate::model::path::CleanPath;
 use crate::model::policy::{MOST_TARGETS, TargetSettings};
@@ -25,8 +26,13 @@ impl TargetSettings {
         }
         let cores = (self.core_count == 0)
             .then(|| ("target.core_count", "0 is not at least 1".to_string()));
+        let parent = match self.cgroup_parent.as_str() {
+            "" => None,
+            parent => parent.parse::<CgroupParent>().err(),
+        };
         self.image_problem()
             .or(cores)
+            .or(parent.map(|fault| ("target.cgroup_parent", fault.text)))
             .or_else(|| self.isolation_problem())
             .or_else(|| self.bounds_problem())
     }

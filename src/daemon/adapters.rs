@@ -3,10 +3,14 @@
 use std::pin::Pin;
 
 use crate::agent::observe::hypervisor::Hypervisor;
+use crate::agent::storage::StorageClient;
 use crate::api::fallback::Fallback;
 use crate::api::zstack::host::AsksVersions;
+use crate::api::zstack::storage::{Answering, ServesStorage};
 use crate::config::Settings;
-use crate::host::spawn::Processes;
+use crate::host::spawn::{HostWide, Processes};
+use crate::model::prepare::Outcome;
+use crate::model::storage::{Dependencies, HeartbeatVolume};
 
 /// Adapter from the hypervisor to the compatible routes' port for versions.
 pub(super) struct VersionsAdapter(pub(super) Hypervisor<Processes>);
@@ -17,6 +21,19 @@ impl AsksVersions for VersionsAdapter {
             let versions = self.0.versions().await;
             (versions.libvirt, versions.qemu)
         })
+    }
+}
+
+/// Adapter from the storage's client to the compatible routes' port for it.
+pub(super) struct StorageAdapter(pub(super) StorageClient<HostWide>);
+
+impl ServesStorage for StorageAdapter {
+    fn read_heartbeat(&self, volume: HeartbeatVolume) -> Answering<'_, ()> {
+        Box::pin(self.0.read_heartbeat(volume))
+    }
+
+    fn provide(&self, wanted: Dependencies) -> Answering<'_, Outcome> {
+        Box::pin(self.0.provide(wanted))
     }
 }
 

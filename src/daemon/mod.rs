@@ -18,7 +18,7 @@ use axum::Router;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use self::adapters::{VersionsAdapter, fallback};
+use self::adapters::{StorageAdapter, VersionsAdapter, fallback};
 use self::guards::{GuardFiles, GuardFilesRead};
 use self::listeners::Listeners;
 pub use self::listeners::socket_path;
@@ -161,7 +161,7 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     let routers = api::routers(api, settings.admin_listen.0.is_some());
     let endpoints = listeners.endpoints(&settings, routers, &refusals);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), access, "vhost-agent listens on {address}");
-    let deadline = run_until_stopped(endpoints, settings.http, &core, phase, stop).await;
+    let deadline = run_until_stopped(endpoints, settings.http, (&core, &outbox), phase, stop).await;
     drop(socket);
     drain(&outbox, deadline).await;
     if !core.pools.stop(POOLS_STOP).await {
@@ -260,6 +260,7 @@ fn known_to_handlers(
         reaches,
         reports,
         hypervisor: Box::new(VersionsAdapter(hypervisor)),
+        storage: Box::new(StorageAdapter(core.storage(settings))),
         fallback: fallback(settings),
         metrics,
     }
@@ -270,7 +271,7 @@ fn known_to_handlers(
 async fn run_until_stopped(
     endpoints: Vec<Endpoint>,
     limits: HttpPolicy,
-    core: &Core,
+    (core, outbox): (&Core, &Outbox),
     phase: watch::Sender<AgentPhase>,
     mut stop: Stop,
 ) -> Instant {
@@ -295,6 +296,9 @@ async fn run_until_stopped(
         );
         phase.send_replace(AgentPhase::Draining);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        // The listeners stay open while tasks end, so that a caller is told why it is refused.
+        let _ = timeout_at(deadline, outbox.durable()).await;
+        deadline
     };
     tokio::join!(api::serve::serve(endpoints, limits, stopped), ready);
     deadline

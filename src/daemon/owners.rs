@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::agent::apply::dependencies::DependencyApplier;
 use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
@@ -24,12 +25,14 @@ use crate::agent::observe::figures::Figures;
 use crate::agent::observe::guests::GuestObserver;
 use crate::agent::observe::memory::MemoryObserver;
 use crate::agent::observe::node::NodeObserver;
+use crate::agent::observe::storage::StorageObserver;
 use crate::agent::observe::target::TargetObserver;
 use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::pools::Pools;
 use crate::agent::prepare::Prepare;
 use crate::agent::progress_sink::ProgressSink;
 use crate::agent::status::{self, Reports};
+use crate::agent::storage::StorageClient;
 use crate::agent::{guests, idle_release, legacy_calls};
 use crate::api::metrics::Metrics;
 use crate::api::refusals::Refusals;
@@ -79,6 +82,8 @@ pub(super) struct Core {
     pub store: Store,
     pub(super) root: Root,
     pub(super) processes: Processes,
+    /// Spawner of programs that change the whole machine.
+    host_wide: HostWide,
     memory: MemoryObserver,
     probe: Arc<Probe<DockerClient>>,
     news: EngineNews,
@@ -130,7 +135,8 @@ impl Core {
         let (probe, news) = (Arc::new(probe), EngineNews::default());
         let observers = Observers::new(probe.clone(), news.clone(), desired.watch());
         let processes = Processes::new(&settings.log_dir);
-        let spawner = HostWide::new(processes.clone(), first);
+        let host_wide = HostWide::new(processes.clone(), first);
+        let spawner = host_wide.clone();
         let observer = EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone());
         let observer = Arc::new(observer.with_needed(settings.needed_addresses()));
         let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
@@ -185,6 +191,7 @@ impl Core {
             store,
             root,
             processes,
+            host_wide,
             memory,
             probe,
             news,
@@ -203,6 +210,14 @@ impl Core {
             events: self.events.clone(),
         };
         Ok(status::start(sources, watchdog.register())?)
+    }
+
+    /// Builds the client of the storage, for a controller without a legacy agent.
+    pub(super) fn storage(&self, settings: &Settings) -> StorageClient<HostWide> {
+        let (conf, spawner) = (settings.target.client_conf.clone(), || self.host_wide.clone());
+        let observer = StorageObserver::new(&self.root, spawner(), conf);
+        let applier = DependencyApplier::new(&self.root, spawner(), settings.engine.clone());
+        StorageClient::new(observer, applier, settings.storage.clone())
     }
 
     /// Builds the agent's metrics.

@@ -27,12 +27,19 @@ struct PackageState {
     reinstall: bool,
     /// Set if the package's installation is incomplete.
     half_way: bool,
+    installed: bool,
 }
 
 /// `true` if the installation of one of `packages` is incomplete or in progress.
 pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
     let states = states(root);
     packages.iter().flatten().any(|name| states.get(name).is_some_and(|state| state.half_way))
+}
+
+/// `true` if each of `packages` is installed completely.
+pub fn are_installed(root: &Root, packages: &[String]) -> bool {
+    let states = states(root);
+    packages.iter().all(|name| states.get(name).is_some_and(|state| state.installed))
 }
 
 /// Packages whose files must be unpacked again before dpkg can continue. apt does not do that by itself: it counts such
@@ -95,6 +102,7 @@ fn state(status: &str) -> PackageState {
     PackageState {
         reinstall: words.get(1) == Some(&"reinstreq"),
         half_way: words.get(2).is_some_and(|state| half.contains(state)),
+        installed: words.get(2) == Some(&"installed"),
     }
 }
 
@@ -201,6 +209,20 @@ mod tests {
             + &broken("g++-12");
         let (_folder, root) = machine(&status, &[]);
         assert_eq!(wanted_anew(&root), ["g++-12"]);
+    }
+
+    #[test]
+    fn packages_are_installed_when_all_of_them_are_completely() {
+        let status = package("libcbd", "ok", "installed") + &package("qemu", "ok", "unpacked");
+        let (_folder, root) = machine(&status, &[&package("old", "ok", "config-files")]);
+        let are_installed = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            super::are_installed(&root, &names)
+        };
+        assert!(are_installed(&["libcbd"]));
+        for names in [&["libcbd", "qemu"][..], &["qemu"], &["old"], &["libcbd-dev"]] {
+            assert!(!are_installed(names), "{names:?}");
+        }
     }
 
     #[test]

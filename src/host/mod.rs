@@ -34,6 +34,7 @@ pub mod pidfd;
 pub mod pools;
 mod proc_cmdline;
 pub mod process;
+pub mod qemu_io;
 pub mod routes;
 pub mod shared_memory;
 pub mod socket_place;

@@ -84,6 +84,24 @@ pub fn unpack_anew(packages: &[String], lock_timeout_s: u64) -> Option<Invocatio
     (!packages.is_empty()).then_some(call)
 }
 
+/// Command that asks rpm with `program` whether `packages` are installed: its exit code is 0 if all of them are (rpm(8),
+/// "QUERY OPTIONS").
+pub fn ask_rpm(program: String, packages: &[String]) -> Invocation {
+    let args = std::iter::once("-q".to_string()).chain(packages.iter().cloned()).collect();
+    Invocation { program, args, env: vec![("LC_ALL".to_string(), "C".to_string())] }
+}
+
+/// Arguments of an installation that uses the package repositories with these ids alone; none for managers that select no
+/// repository by such an id, and where no id is given.
+pub fn only_from(manager: PackageManager, repositories: &[String]) -> Vec<String> {
+    match manager {
+        PackageManager::Dnf | PackageManager::Yum if !repositories.is_empty() => {
+            vec!["--disablerepo=*".to_string(), format!("--enablerepo={}", repositories.join(","))]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Command that refreshes the package lists; `None` for managers that do so by themselves.
 pub fn refresh(manager: PackageManager, lock_timeout_s: u64) -> Option<Invocation> {
     let args = match manager {

@@ -133,6 +133,24 @@ fn a_package_name_is_never_an_option() {
 }
 
 #[test]
+fn repositories_are_selected_where_the_manager_knows_them_by_id() {
+    let ids = ["zstack-mn".to_string(), "qemu-kvm-ev-mn".to_string()];
+    let selected = ["--disablerepo=*", "--enablerepo=zstack-mn,qemu-kvm-ev-mn"];
+    for manager in [PackageManager::Dnf, PackageManager::Yum] {
+        assert_eq!(only_from(manager, &ids), selected);
+        assert_eq!(only_from(manager, &[]), [] as [&str; 0]);
+    }
+    for manager in [PackageManager::Apt, PackageManager::Zypper] {
+        assert_eq!(only_from(manager, &ids), [] as [&str; 0]);
+    }
+    let asked = ask_rpm("/usr/bin/rpm".into(), &["libcbd".to_string()]);
+    assert_eq!(
+        (asked.program.as_str(), asked.args),
+        ("/usr/bin/rpm", vec!["-q".into(), "libcbd".into()])
+    );
+}
+
+#[test]
 fn a_lock_that_was_waited_for_and_had_is_not_the_reason_of_a_later_failure() {
     let waiting = "Waiting for cache lock: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7 (apt)...\r";
     for (words, reason) in [

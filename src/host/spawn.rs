@@ -3,9 +3,11 @@
 //! Processes started here outlive the agent: a package manager that is killed half-way leaves a machine that only a
 //! person can repair, and a daemon must keep running. Each child therefore gets a session of its own, and writes to a
 //! log file that the agent follows: a pipe would break when the agent exits. Where systemd is PID 1, it runs the
-//! programs that change the whole machine (`host_wide`).
+//! programs that change the whole machine (`host_wide`). Only programs that are asked something end with the agent, or
+//! when they take too long (`query`).
 
 mod host_wide;
+mod query;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -21,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::host_wide::HostWide;
+pub use self::query::QueryEnd;
 use super::HostError;
 use super::process::FOLDERS;
 use super::watch::PathWatch;
@@ -74,6 +77,14 @@ pub trait Spawner: Send + Sync + 'static {
         invocation: Invocation,
         log: &str,
     ) -> impl Future<Output = Result<Daemon, HostError>> + Send;
+
+    /// Runs a program that changes nothing and answers. It is killed, with all that it started, when its time limit has
+    /// passed; then this returns once it has really ended.
+    fn query(
+        &self,
+        invocation: Invocation,
+        within: Duration,
+    ) -> impl Future<Output = Result<QueryEnd, HostError>> + Send;
 }
 
 /// Daemon that was started, with its log.
@@ -172,7 +183,7 @@ impl Processes {
     ) -> Result<RunEnd, HostError> {
         let deadline = Instant::now() + within;
         let (following, file) = self.open_run(&invocation, watch).await?;
-        let mut child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
+        let mut child = logged(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
         // Cancel-safe: wait() keeps its state in the child.
         let ended = async { Ok(child.wait().await.ok().and_then(|status| status.code())) };
         following.until_end(ended, deadline, &lines).await
@@ -229,18 +240,29 @@ impl Spawner for Processes {
 
     async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
         let (log, file, start) = self.open_log(log).await?;
-        let child = command(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
+        let child = logged(&invocation, file)?.spawn().map_err(spawn_error(&invocation))?;
         Ok(Daemon { life: Life::Process(child), log, start })
+    }
+
+    async fn query(&self, invocation: Invocation, within: Duration) -> Result<QueryEnd, HostError> {
+        query::ask(invocation, within).await
     }
 }
 
-fn spawn_error(invocation: &Invocation) -> impl FnOnce(std::io::Error) -> HostError {
+fn spawn_error(invocation: &Invocation) -> impl FnOnce(std::io::Error) -> HostError + use<> {
     let program = invocation.program.clone();
     move |source| HostError::Spawn { program, source }
 }
 
-fn command(invocation: &Invocation, output: std::fs::File) -> Result<Command, HostError> {
+/// Command whose output goes to the log `output`.
+fn logged(invocation: &Invocation, output: std::fs::File) -> Result<Command, HostError> {
     let errors = output.try_clone().map_err(spawn_error(invocation))?;
+    let mut command = command(invocation);
+    command.stdout(output).stderr(errors);
+    Ok(command)
+}
+
+fn command(invocation: &Invocation) -> Command {
     let mut command = Command::new(&invocation.program);
     command
         .args(invocation.args.iter().map(OsString::from))
@@ -253,12 +275,10 @@ fn command(invocation: &Invocation, output: std::fs::File) -> Result<Command, Ho
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")
         .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors)
         .current_dir("/")
         .kill_on_drop(false);
     in_own_session(&mut command);
-    Ok(command)
+    command
 }
 
 /// Gives the child a session of its own: neither the hang-up of a terminal nor a signal to the agent's process group
@@ -319,131 +339,5 @@ async fn tail_from(path: &Path, start: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    async fn run(script: &str, within: Duration) -> (RunEnd, Vec<String>, tempfile::TempDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let shell = Invocation {
-            program: "sh".into(),
-            args: vec!["-c".into(), script.into()],
-            env: vec![("WORD".into(), "said".into())],
-        };
-        let (sender, mut lines) = mpsc::channel(64);
-        let end = Processes::new(folder.path())
-            .run(RunRequest { invocation: shell, within, lines: sender })
-            .await
-            .unwrap();
-        let mut received = Vec::new();
-        while let Ok(line) = lines.try_recv() {
-            received.push(line);
-        }
-        (end, received, folder)
-    }
-
-    #[tokio::test]
-    async fn a_run_returns_lines_exit_code_and_log_path() {
-        let (end, lines, _folder) = run(
-            "echo $WORD; printf 'half '; sleep 0.05; echo line >&2; exit 3",
-            Duration::from_secs(10),
-        )
-        .await;
-        assert_eq!((end.code, end.timed_out), (Some(3), false));
-        assert_eq!(lines, ["said", "half line"]);
-        assert_eq!(end.output, "said\nhalf line\n");
-        assert_eq!(fs::read_to_string(&end.log).unwrap(), end.output);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_a_watch_a_log_is_looked_at_every_second() {
-        let began = Instant::now();
-        grown(None).await;
-        assert_eq!(began.elapsed(), LOOK_AGAIN);
-    }
-
-    #[tokio::test]
-    async fn a_run_that_the_kernel_has_no_watch_for_is_a_run_all_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let full = |path: &Path| {
-            let source = nix::errno::Errno::EMFILE.into();
-            Err(HostError::Watch { path: path.to_owned(), source })
-        };
-        let echo = Invocation { program: "echo".into(), args: vec!["word".into()], env: vec![] };
-        let (sender, mut lines) = mpsc::channel(8);
-        let processes = Processes::new(folder.path());
-        let run = RunRequest { invocation: echo, within: Duration::from_secs(10), lines: sender };
-        let end = processes.run_watched(run, full).await.unwrap();
-        assert_eq!((end.code, end.output.as_str()), (Some(0), "word\n"));
-        assert_eq!(lines.recv().await.as_deref(), Some("word"));
-    }
-
-    #[tokio::test]
-    async fn children_find_what_lies_in_the_sbin_folders() {
-        let (end, ..) = run("echo $PATH", Duration::from_secs(10)).await;
-        let folders: Vec<&str> = end.output.trim().split(':').collect();
-        for folder in ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"] {
-            assert!(folders.contains(&folder), "{}", end.output);
-        }
-    }
-
-    #[tokio::test]
-    async fn last_words_in_a_log_that_was_rotated_meanwhile_are_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("d.log");
-        fs::write(&log, "new\n").unwrap();
-        assert_eq!(tail_from(&log, 4096).await, "new\n");
-        fs::write(&log, "before\nnew\n").unwrap();
-        assert_eq!(tail_from(&log, 7).await, "new\n");
-    }
-
-    #[tokio::test]
-    async fn a_run_whose_time_is_up_goes_on_without_us_in_a_session_of_its_own() {
-        let script = "echo $$; cut -d ' ' -f 6 /proc/$$/stat; exec sleep 60";
-        let (end, lines, _folder) = run(script, Duration::from_millis(500)).await;
-        assert_eq!((end.code, end.timed_out), (None, true));
-        let pid: i32 = lines[0].parse().unwrap();
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
-        assert_eq!(name.trim(), "sleep");
-        assert_eq!(lines[1], lines[0], "it leads its session");
-    }
-
-    #[tokio::test]
-    async fn a_run_is_separated_from_the_one_before_in_the_log() {
-        let folder = tempfile::tempdir().unwrap();
-        let processes = Processes::new(folder.path());
-        for word in ["first", "second"] {
-            let echo =
-                Invocation { program: "echo".into(), args: vec![word.into()], env: Vec::new() };
-            let (sender, _lines) = mpsc::channel(1);
-            let run =
-                RunRequest { invocation: echo, within: Duration::from_secs(10), lines: sender };
-            let end = processes.run(run).await.unwrap();
-            assert_eq!(end.output, format!("{word}\n"));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_daemon_that_exits_returns_its_last_lines() {
-        let folder = tempfile::tempdir().unwrap();
-        let false_start = Invocation {
-            program: "sh".into(),
-            args: vec!["-c".into(), "echo no cgroups >&2; exit 1".into()],
-            env: Vec::new(),
-        };
-        let mut daemon = Processes::new(folder.path()).daemon(false_start, "d.log").await.unwrap();
-        assert_eq!(daemon.ended().await, (Some(1), "no cgroups\n".to_string()));
-        assert_eq!(daemon.log(), folder.path().join("d.log"));
-    }
-
-    #[tokio::test]
-    async fn a_program_that_is_not_there_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let nobody =
-            Invocation { program: "no-such-program".into(), args: Vec::new(), env: Vec::new() };
-        let error = Processes::new(folder.path()).daemon(nobody, "d.log").await.unwrap_err();
-        assert!(error.to_string().starts_with("cannot start no-such-program"), "{error}");
-    }
-}
+#[path = "spawn_tests.rs"]
+mod tests;

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use super::spawn::{Daemon, Invocation, RunEnd, RunRequest, Spawner};
+use super::spawn::{Daemon, Invocation, QueryEnd, RunEnd, RunRequest, Spawner};
 use super::{HostError, Root};
 
 /// Effect of starting the daemon: its exit code and last output if it exits at once, `None` if it keeps running.
@@ -87,6 +88,10 @@ impl Spawner for FakeSpawner {
             Ok(Daemon::played((machine.daemon)(), &format!("/log/{log}")))
         })
     }
+
+    async fn query(&self, _: Invocation, _: Duration) -> Result<QueryEnd, HostError> {
+        unreachable!("dpkg's records are read without a program")
+    }
 }
 
 impl Machine {
@@ -163,7 +168,8 @@ impl Machine {
         }
         self.daemon_json = fs::read_to_string(self.root.path("/etc/docker/daemon.json")).ok();
         put_executable(&self.root, "/usr/sbin/dockerd");
-        put_package(&self.root, "docker.io", "ok installed");
+        let first = packages.first().map_or("docker.io", String::as_str);
+        put_package(&self.root, first, "ok installed");
         (0, format!("Setting up {} ...", packages.join(" ")))
     }
 }

@@ -94,5 +94,7 @@ pub struct ContainerSpec {
     pub cpus: Option<String>,
     /// NUMA nodes from which the container's memory comes, as a list.
     pub memory_nodes: Option<String>,
+    /// Cgroup below which the engine makes that of the container; `None` for the engine's own choice.
+    pub cgroup_parent: Option<String>,
     pub labels: BTreeMap<String, String>,
 }

@@ -255,7 +255,8 @@ impl Step {
             Step::PrepareSockets { .. } => words("unknown", "clear"),
             Step::CreateContainer(spec) => {
                 let cpus = spec.cpus.as_deref().unwrap_or("any");
-                ("absent".to_string(), format!("CPUs {cpus}"))
+                let below = spec.cgroup_parent.as_deref().map(|it| format!(", below {it}"));
+                ("absent".to_string(), format!("CPUs {cpus}{}", below.unwrap_or_default()))
             }
             Step::AwaitTarget { .. } => words("no answer", "serving"),
             Step::StopContainer { .. } => words("running", "stopped"),

@@ -1,12 +1,13 @@
 //! Targets: spec, observation and status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::bounds::Links;
+use super::cgroup::CgroupParent;
 use super::code::Code;
 use super::container::{ContainerSeen, Restarts, SPEC_LABEL};
 use super::cpu::{CoreList, Cpu, CpuUse};
@@ -66,6 +67,9 @@ pub struct TargetSpec {
     /// Set if the request named no size. `memory_mib` then follows from the volumes each time the container is made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub memory_by_volumes: bool,
+    /// Cgroup below which the engine makes that of the container; `None` for the engine's own choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_parent: Option<CgroupParent>,
 }
 
 impl TargetSpec {
@@ -105,6 +109,7 @@ impl TargetSpec {
             client_conf: None,
             memory_mib: 0,
             memory_by_volumes: false,
+            cgroup_parent: None,
         }
     }
 
@@ -118,14 +123,17 @@ impl TargetSpec {
         // Fields that only tell where the image and the memory's size come from, and make no difference to a running
         // target.
         const ORIGINS: [&str; 4] = ["imageTar", "imageUrl", "imageSha256", "memoryByVolumes"];
-        wanted
-            .into_iter()
-            .filter(|(field, _)| !ORIGINS.contains(&field.as_str()))
-            .filter_map(|(field, wanted)| {
-                let is = is.get(&field).cloned().unwrap_or_default();
-                (is != wanted).then_some(Drift { field, is, wanted })
-            })
-            .collect()
+        // A field without a value can be missing on either side.
+        let names: BTreeSet<&String> = wanted.keys().chain(is.keys()).collect();
+        let value = |of: &serde_json::Map<String, serde_json::Value>, field: &String| {
+            of.get(field).cloned().unwrap_or_default()
+        };
+        let differs = |field: &String| {
+            let (is, wanted) = (value(&is, field), value(&wanted, field));
+            (is != wanted).then(|| Drift { field: field.clone(), is, wanted })
+        };
+        let compared = names.into_iter().filter(|field| !ORIGINS.contains(&field.as_str()));
+        compared.filter_map(differs).collect()
     }
 }
 
@@ -358,6 +366,20 @@ mod tests {
         let with = |memory_mib| TargetSpec { memory_mib, ..TargetSpec::example("a") }.validate();
         assert!(with(MOST_MEMORY_MIB).is_ok());
         assert_eq!(with(u64::MAX).unwrap_err().code, Code::InvalidMemory);
+    }
+
+    #[test]
+    fn drift_is_found_in_a_field_that_only_one_side_has() {
+        let plain = TargetSpec::example("a");
+        let parent: CgroupParent = "zstone.vhost.slice".parse().unwrap();
+        let below = TargetSpec { cgroup_parent: Some(parent), ..plain.clone() };
+        let drift = |is, wanted| Drift { field: "cgroupParent".into(), is, wanted };
+        let (none, some) = (serde_json::Value::Null, serde_json::json!("zstone.vhost.slice"));
+        assert_eq!(below.drift(&plain), [drift(none.clone(), some.clone())]);
+        assert_eq!(plain.drift(&below), [drift(some, none)]);
+        assert_eq!(below.drift(&below), []);
+        let text = serde_json::to_string(&plain).unwrap();
+        assert!(!text.contains("cgroupParent"), "labels are as those of older agents: {text}");
     }
 
     #[test]

@@ -93,6 +93,7 @@ pub(super) fn container(
         privileged: template.privileged,
         cpus: Some(chosen.cores.to_string()),
         memory_nodes: Some(nodes.join(",")),
+        cgroup_parent: spec.cgroup_parent.as_ref().map(ToString::to_string),
         labels: BTreeMap::from([(SPEC_LABEL.to_string(), label(&known)?)]),
     };
     made.labels.insert(DIGEST_LABEL.to_string(), digest(&made));
@@ -107,8 +108,10 @@ pub(super) fn container(
 
 /// Digest of everything that a container is made with, including the settings and the chosen cores.
 fn digest(made: &ContainerSpec) -> String {
-    // Without isolation, the text is the one that an older agent wrote, so that its containers are recognized.
+    // Without isolation, or without a cgroup parent, the text is the one that an older agent wrote, so that its
+    // containers are recognized.
     let text = format!("{made:?}").replacen("isolation: None", "tmpfs: []", 1);
+    let text = text.replacen("cgroup_parent: None, ", "", 1);
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -36,6 +36,7 @@ pub(super) fn spec() -> TargetSpec {
         client_conf: Some("/etc/zbs/client.conf".parse().unwrap()),
         memory_mib: 512,
         memory_by_volumes: false,
+        cgroup_parent: None,
     }
 }
 

@@ -67,6 +67,27 @@ fn changed_isolation_restarts_no_target_that_serves() {
 }
 
 #[test]
+fn cgroup_parent_is_the_containers_and_another_one_is_drift() {
+    let parent = "zstone.vhost.slice";
+    let below = TargetSpec { cgroup_parent: parent.parse().ok(), ..spec() };
+    let plan = ensured(&below, LEAVE, &seen()).unwrap();
+    assert_eq!(made(&plan).cgroup_parent.as_deref(), Some(parent));
+    let mut shown = plan.steps.iter().map(|step| step.before_after().1);
+    assert!(shown.any(|text| text.ends_with(", below zstone.vhost.slice")));
+    let digest = |spec: &TargetSpec| {
+        made(&ensured(spec, LEAVE, &seen()).unwrap()).labels[DIGEST_LABEL].clone()
+    };
+    assert_ne!(digest(&below), digest(&spec()));
+    let serving = with_container(Some(&spec()), true, true);
+    let left = ensured(&below, LEAVE, &serving).unwrap();
+    assert!(left.is_left() && left.findings[0].text.contains("cgroupParent is null"), "{left:?}");
+    let anew = ensured(&below, RECREATE, &serving).unwrap();
+    assert_eq!(made(&anew).cgroup_parent.as_deref(), Some(parent));
+    let ended = ensured(&spec(), RECREATE, &with_container(Some(&below), true, true)).unwrap();
+    assert_eq!(made(&ended).cgroup_parent, None, "and one that is not wanted any more");
+}
+
+#[test]
 fn every_kind_is_isolated_and_what_is_bound_stays_the_hosts() {
     let isolation = |kind, policy: &TargetPolicy| {
         let plan = ensure(&TargetSpec { kind, ..spec() }, LEAVE, &seen(), policy).unwrap();

@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::{join_all, select_all};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
@@ -163,6 +164,31 @@ impl Targets {
         let age = answered.map(|at| at.elapsed().as_millis());
         let age_ms = age.map(|age| u64::try_from(age).unwrap_or(u64::MAX));
         TargetHealth { age_ms, ..health }
+    }
+
+    /// Waits until one of `targets` answers, each named with its control socket; at least one has to be named.
+    ///
+    /// # Errors
+    /// The health of all of them, if none has answered within `within`.
+    pub async fn first_answer(
+        &self,
+        targets: &[(TargetName, CleanPath)],
+        within: Duration,
+    ) -> Result<(), Vec<TargetHealth>> {
+        let answers = targets.iter().map(|(name, control)| {
+            let mut seen = self.observers.observe(name, control);
+            Box::pin(async move {
+                let answers = seen.wait_for(|seen| seen.version().is_some()).await.is_ok();
+                // The observer has ended, and reports nothing any more.
+                if !answers {
+                    std::future::pending::<()>().await;
+                }
+            })
+        });
+        if timeout(within, select_all(answers)).await.is_ok() {
+            return Ok(());
+        }
+        Err(join_all(targets.iter().map(|(name, control)| self.health(name, control))).await)
     }
 
     /// Health that the target's task evaluated from observation `number` or a later one. `None` if the target is

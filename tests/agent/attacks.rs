@@ -175,6 +175,8 @@ fn judge(method: &str, path: &str, body: &[u8]) {
         assert!(allowed, "{bind}");
     }
     assert_ne!(host["Privileged"], true);
+    let parent = &host["CgroupParent"];
+    assert!(parent.is_null() || parent == "zstone.vhost.slice", "{parent}");
     let known: BTreeSet<&str> = ["SYS_NICE"].into();
     let added = host["CapAdd"].as_array().cloned().unwrap_or_default();
     assert!(added.iter().all(|it| known.contains(it.as_str().unwrap())), "{added:?}");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::absent::Absent;
 use crate::support::controller::Controller;
 use crate::support::gate::Gate;
-use crate::support::http::{receive, request, send};
+use crate::support::http::{call, receive, request, send};
 use crate::support::{Place, soon, task, until};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -153,7 +153,7 @@ fn restoring(place: &Place) -> Gate {
 // Ending.
 
 #[tokio::test]
-async fn a_stop_lets_calls_in_flight_end_and_takes_no_new_ones() {
+async fn a_stop_lets_calls_in_flight_end_and_then_nobody_listens() {
     let place = Place::on("two-node").mounted();
     let mut agent = place.ready().await;
     let controller = Controller::start().await;
@@ -164,17 +164,56 @@ async fn a_stop_lets_calls_in_flight_end_and_takes_no_new_ones() {
     gate.wait().await;
     agent.post_task(PREPARE, &task(1), &controller.url, r#"{"hugepageNr":360}"#).await;
     agent.signal(Signal::SIGTERM);
-    until("nobody listens any more", async || {
-        TcpStream::connect(agent.address).await.is_err().then_some(())
-    })
-    .await;
+    agent.logged("stopping").await;
     gate.open().await;
     let reply = receive(&mut in_flight).await;
     assert_eq!((reply.status, &reply.json()["outcome"]), (200, &json!("holds")));
     assert_eq!(controller.wait(1).await[0].json()["success"], true);
     assert_eq!(agent.ended().await.code(), Some(0));
+    assert!(TcpStream::connect(agent.address).await.is_err());
     let log = agent.log();
     assert!(log.contains("\"signal\":\"SIGTERM\"") && log.contains("\"stopped\""), "{log}");
+}
+
+#[tokio::test]
+async fn while_tasks_end_new_calls_are_told_that_the_agent_stops() {
+    let place = Place::on("two-node").mounted();
+    let mut agent = place.ready().await;
+    let controller = Controller::start().await;
+    let mut gate = Gate::before_pools(&place);
+    agent.post_task(PREPARE, &task(1), &controller.url, r#"{"hugepageNr":360}"#).await;
+    gate.wait().await;
+    agent.signal(Signal::SIGTERM);
+    agent.logged("stopping").await;
+    let health = "/zbs/primarystorage/vhost/target/health";
+    for path in [PREPARE, health, "/host/connect", "/host/ping"] {
+        let reply = agent.post_task(path, &task(2), &controller.url, "{}").await;
+        let result = reply.json();
+        assert_eq!((reply.status, &result["success"]), (400, &json!(false)), "{path}: {result}");
+        // The words are kvmagent's.
+        assert!(result["error"].as_str().unwrap().starts_with("kvmagent is stopping"), "{result}");
+        assert_eq!(result["code"], "stopping", "{path}");
+        let reply = agent.post(path, "{}").await;
+        assert_eq!((reply.status, reply.code().as_str()), (503, "stopping"), "{path}");
+    }
+    for (method, path) in [
+        ("POST", "/v1/prepare"),
+        ("PUT", "/v1/targets/a"),
+        ("DELETE", "/v1/targets/a"),
+        ("PUT", "/v1/targets/a/volumes/b"),
+    ] {
+        let reply = call(agent.address, method, path, &[], "{}").await;
+        reply.must_be_problem(503, "stopping");
+    }
+    assert_eq!(agent.post("/host/echo", "").await.status, 503, "the next agent is polled for");
+    assert_eq!(agent.get("/readyz").await.json(), json!({"status": "draining"}));
+    for path in ["/healthz", "/metrics", "/v1/targets"] {
+        assert_eq!(agent.get(path).await.status, 200, "{path}");
+    }
+    gate.open().await;
+    assert_eq!(controller.wait(1).await[0].json()["success"], true);
+    assert_eq!(agent.ended().await.code(), Some(0));
+    assert_eq!(controller.seen().len(), 1, "{:?}", controller.seen());
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ fn routes() -> Vec<(&'static str, String, &'static str)> {
         ("GET", "/v1/targets/a/volumes/b".into(), "read"),
         ("GET", "/metrics".into(), "read"),
         ("POST", zbs("/target/health"), "read"),
+        ("POST", zbs("/check"), "read"),
         ("POST", "/host/echo".into(), "read"),
         ("GET", "/v1/targets/a/health?deep=true".into(), "volumes"),
         ("POST", zbs("/deactivate"), "volumes"),
@@ -53,6 +54,8 @@ fn routes() -> Vec<(&'static str, String, &'static str)> {
         ("POST", zbs("/destroy"), "deploy"),
         ("POST", "/host/connect".into(), "deploy"),
         ("POST", "/host/ping".into(), "deploy"),
+        ("POST", "/zbs/primarystorage/check/host/connection".into(), "deploy"),
+        ("POST", "/zbs/primarystorage/host/updatedependency".into(), "deploy"),
     ]
 }
 

@@ -2,6 +2,7 @@
 
 mod answer;
 pub mod cancel;
+pub mod dependencies;
 mod download;
 pub mod engine;
 mod flight;

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::OnceCell;
 
 use super::blocking;
 use crate::host::Root;
 use crate::host::process::{FileStamp, file_stamp, find_executable};
-use crate::host::spawn::{Invocation, RunRequest, Spawner};
+use crate::host::spawn::{Invocation, Spawner};
 
 /// Timeout of a program that prints its version.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -70,13 +70,13 @@ impl<S: Spawner> Hypervisor<S> {
                 _ => last_run.insert((stamp.clone(), Arc::default())).1.clone(),
             }
         };
-        cell.get_or_init(|| self.ask(stamp.path)).await.clone().unwrap_or_default()
+        let program = self.root.path(&stamp.path).display().to_string();
+        cell.get_or_init(|| self.ask(program)).await.clone().unwrap_or_default()
     }
 
     async fn ask(&self, program: String) -> Option<String> {
         let invocation = Invocation { program, args: vec!["--version".into()], env: Vec::new() };
-        let (lines, _) = mpsc::channel(1);
-        let end = self.spawner.run(RunRequest { invocation, within: ANSWER, lines }).await.ok()?;
+        let end = self.spawner.query(invocation, ANSWER).await.ok()?;
         let version = version_in(&end.output);
         (end.code == Some(0) && !version.is_empty()).then_some(version)
     }
@@ -99,29 +99,29 @@ mod tests {
 
     use super::*;
     use crate::host::HostError;
-    use crate::host::spawn::{Daemon, RunEnd};
+    use crate::host::spawn::{Daemon, QueryEnd, RunEnd, RunRequest};
 
     /// Spawner that reads a program's file instead of running it: the text is its output, and the word `fails` makes it
     /// fail.
     #[derive(Clone)]
     struct Reads {
-        root: Root,
         runs: Arc<Mutex<Vec<String>>>,
     }
 
     impl Spawner for Reads {
-        async fn run(
-            &self,
-            RunRequest { invocation, .. }: RunRequest,
-        ) -> Result<RunEnd, HostError> {
-            let output = fs::read_to_string(self.root.path(&invocation.program)).unwrap();
-            self.runs.lock().unwrap().push(invocation.program);
-            let code = Some(i32::from(output.contains("fails")));
-            Ok(RunEnd { code, output, log: "log".into(), timed_out: false })
+        async fn run(&self, _: RunRequest) -> Result<RunEnd, HostError> {
+            unreachable!("no program is left running")
         }
 
         async fn daemon(&self, _: Invocation, _: &str) -> Result<Daemon, HostError> {
             unreachable!("no daemon is started")
+        }
+
+        async fn query(&self, invocation: Invocation, _: Duration) -> Result<QueryEnd, HostError> {
+            let output = fs::read_to_string(&invocation.program).unwrap();
+            self.runs.lock().unwrap().push(invocation.program);
+            let code = Some(i32::from(output.contains("fails")));
+            Ok(QueryEnd { code, output, timed_out: false })
         }
     }
 
@@ -140,7 +140,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::new(dir.path());
         let runs = Arc::default();
-        let spawner = Reads { root: root.clone(), runs: Arc::clone(&runs) };
+        let spawner = Reads { runs: Arc::clone(&runs) };
         let hypervisor = Hypervisor::new(&root, spawner);
         let libvirt = async || hypervisor.versions().await.libvirt;
         assert_eq!(libvirt().await, "", "nothing is installed");

@@ -7,6 +7,7 @@ pub mod guests;
 pub mod hypervisor;
 pub mod memory;
 pub mod node;
+pub mod storage;
 pub mod target;
 mod target_resources;
 pub mod volumes;

@@ -28,7 +28,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tower_http::normalize_path::NormalizePath;
@@ -55,6 +55,8 @@ use crate::model::policy::HttpPolicy;
 /// Limit of a request's head, in bytes; a longer one is answered 431, as is one with more than the 100 fields that
 /// hyper reads without allocating.
 const HEAD_BYTES: usize = 64 * 1024;
+/// Shortest time for connections to end once the listeners are closed: an idle one is closed within it.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
 /// Reason of a failed TLS handshake, in metrics and log.
 const TLS_REASON: &str = "tls-handshake";
 /// Answer to a connection beyond the limit, or beyond the quota of its peer.
@@ -137,13 +139,19 @@ pub struct Endpoint {
     pub header_case: bool,
 }
 
-/// Serves until `stop` completes, then waits for the requests in progress, up to the drain limit.
-pub async fn serve(endpoints: Vec<Endpoint>, limits: HttpPolicy, stop: impl Future<Output = ()>) {
-    let (ending, ended) = watch::channel(false);
+/// End of serving: until then connections may go on once the listeners are closed; `None` while they are open.
+type Ending = watch::Receiver<Option<Instant>>;
+
+/// Serves until `stop` completes, then waits for the requests in progress, up to the deadline that `stop` returns.
+pub async fn serve(
+    endpoints: Vec<Endpoint>,
+    limits: HttpPolicy,
+    stop: impl Future<Output = Instant>,
+) {
+    let (ending, ended) = watch::channel(None);
     let open = join_all(endpoints.into_iter().map(|endpoint| endpoint.open(limits, ended.clone())));
     let stopped = async {
-        stop.await;
-        ending.send_replace(true);
+        ending.send_replace(Some(stop.await));
     };
     tokio::join!(open, stopped);
 }
@@ -174,7 +182,7 @@ impl Drop for ConnectionSlot {
 }
 
 impl Endpoint {
-    async fn open(self, limits: HttpPolicy, ended: watch::Receiver<bool>) {
+    async fn open(self, limits: HttpPolicy, ended: Ending) {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
         let limiter = ConnectionLimiter::new(limits.max_connections);
         let connections = Arc::new(Mutex::new(OpenConnections { limiter, closes: HashMap::new() }));
@@ -195,12 +203,14 @@ impl Endpoint {
                     }
                 },
                 // Cancel-safe: the value stays set.
-                _ = ending.wait_for(|ending| *ending) => break,
+                _ = ending.wait_for(Option::is_some) => break,
             };
             self.let_in((stream, peer), (&connections, &looks), limits, &ended, &alive);
         }
         drop((self, alive));
-        if timeout(limits.drain_timeout, all_gone.recv()).await.is_err() {
+        let deadline = *ended.borrow();
+        let soon = Instant::now() + LAST_ANSWERS;
+        if timeout_at(deadline.unwrap_or(soon).max(soon), all_gone.recv()).await.is_err() {
             tracing::warn!(
                 within = ?limits.drain_timeout,
                 "connections are still open {:?} after the stop (http.drain_timeout), and are closed at the exit",
@@ -239,7 +249,7 @@ impl Endpoint {
         (stream, peer): (Stream, Option<SocketAddr>),
         (connections, looks): (&Arc<Mutex<OpenConnections>>, &Arc<RootLooks>),
         limits: HttpPolicy,
-        ended: &watch::Receiver<bool>,
+        ended: &Ending,
         alive: &mpsc::Sender<()>,
     ) {
         let (known, root_socket) = self.known(&stream, peer);
@@ -308,7 +318,7 @@ struct ServedConnection {
     peer: Peer,
     limits: HttpPolicy,
     header_case: bool,
-    ended: watch::Receiver<bool>,
+    ended: Ending,
     /// Sender that is dropped when the connection ends. The listener waits until all of them are dropped.
     _alive: mpsc::Sender<()>,
 }
@@ -363,7 +373,7 @@ impl ServedConnection {
         let last_request = async {
             tokio::select! {
                 // Both are cancel-safe; the second is disabled once the sender of the guards is gone.
-                _ = ended.wait_for(|ended| *ended) => {}
+                _ = ended.wait_for(Option::is_some) => {}
                 Ok(_) = guards.wait_for(|guards| !same(&guards.tls, &tls)) => {}
             }
         };

@@ -11,12 +11,17 @@ pub mod volumes;
 
 use std::sync::Arc;
 
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::errors::Problem;
 use super::roles::wants;
-use super::{Native, errors};
+use super::{AgentPhase, Native, errors};
+use crate::agent::owner_gone;
 use crate::model::access::{Principal, Role};
 
 type SharedV1 = Arc<Native>;
@@ -37,14 +42,28 @@ pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S
         .route("/v1/targets/{name}/volumes", put(volumes::put_all))
         .route("/v1/targets/{name}/volumes/{volume}", put(volumes::put).delete(volumes::delete))
         .route("/v1/targets/{name}/volumes/{volume}/resize", post(volumes::resize))
+        .route_layer(from_fn_with_state(native.clone(), refuse_while_stopping))
         .route_layer(wants(Role::Volumes));
     let deploy = Router::new()
         .route("/v1/prepare", post(prepare::post))
         .route("/v1/reclaim", post(pools::reclaim))
         .route("/v1/restore", post(pools::restore))
         .route("/v1/targets/{name}", put(targets::put).delete(targets::delete))
+        .route_layer(from_fn_with_state(native.clone(), refuse_while_stopping))
         .route_layer(wants(Role::Deploy));
     read.merge(volumes).merge(deploy).with_state(native)
+}
+
+/// Refuses a call that begins work while the agent stops: its listeners stay open until the work under way has ended.
+async fn refuse_while_stopping(
+    State(api): State<SharedV1>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if *api.phase.borrow() == AgentPhase::Draining {
+        return Problem::of(owner_gone()).into_response();
+    }
+    next.run(request).await
 }
 
 /// Native routes by themselves, for a caller in the same process.

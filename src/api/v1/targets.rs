@@ -14,6 +14,7 @@ use super::super::body;
 use super::super::errors::Problem;
 use super::{SharedV1, report};
 use crate::model::access::{Principal, Role};
+use crate::model::cgroup::CgroupParent;
 use crate::model::code::Code;
 use crate::model::cpu::written;
 use crate::model::deep::ProvenHealth;
@@ -52,6 +53,8 @@ pub struct TargetBody {
     pub client_conf: Option<CleanPath>,
     /// Hugepages in MiB. If neither this field nor the settings give a size, it follows from the target's volumes.
     pub memory_mib: Option<u64>,
+    /// Cgroup below which the engine makes that of the container: a slice, or an absolute path.
+    pub cgroup_parent: Option<CgroupParent>,
 }
 
 impl TargetBody {
@@ -116,6 +119,7 @@ impl TargetBody {
             client_conf: self.client_conf.or(base.client_conf),
             memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
             memory_by_volumes: self.memory_mib.is_none() && base.memory_by_volumes,
+            cgroup_parent: self.cgroup_parent.or(base.cgroup_parent),
         }
         .validate()
     }

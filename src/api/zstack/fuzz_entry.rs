@@ -3,12 +3,14 @@
 use super::super::body;
 use super::host::{ConnectRequest, validated};
 use super::prepareenv::PrepareEnvRequest;
-use super::target::{EnsureRequest, at, usual};
+use super::storage::{ConnectionRequest, DependencyRequest};
+use super::target::{DeployRequest, EnsureRequest, at, usual};
 use super::volume::{ActivateRequest, CreateRequest, WhichRequest};
 use crate::model::fault::Fault;
 use crate::model::identity::HostIdentity;
 use crate::model::path::CleanPath;
 use crate::model::policy::TargetSettings;
+use crate::model::storage::{Dependencies, HeartbeatVolume};
 use crate::model::target::{Desired, TargetSpec};
 use crate::model::volume::{VolumeKey, VolumeSpec};
 
@@ -18,6 +20,7 @@ pub struct ValidatedBody {
     /// `prepareenv`: number of pages.
     pub prepare: Result<Option<u64>, Fault>,
     pub ensure: Result<TargetSpec, Fault>,
+    pub deploy: Result<TargetSpec, Fault>,
     pub activate: Result<(TargetSpec, VolumeSpec), Fault>,
     pub create: Result<VolumeSpec, Fault>,
     /// `deactivate` and `resize`: the volume, and its size in MiB.
@@ -25,6 +28,10 @@ pub struct ValidatedBody {
     /// Target with the control socket that the body names.
     pub target: Result<TargetSpec, Fault>,
     pub connect: Result<HostIdentity, Fault>,
+    /// `check/host/connection`: the heartbeat volume.
+    pub connection: Result<HeartbeatVolume, Fault>,
+    /// `updatedependency`: the packages.
+    pub dependencies: Result<Dependencies, Fault>,
 }
 
 /// Validates a body as each of the requests.
@@ -38,6 +45,7 @@ pub fn validate(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> V
         prepare: parse::<PrepareEnvRequest>(bytes).map(|request| request.hugepage_nr),
         ensure: parse::<EnsureRequest>(bytes)
             .and_then(|request| request.into_spec(usual(defaults)?, defaults)),
+        deploy: parse::<DeployRequest>(bytes).and_then(|request| request.into_spec(defaults)),
         activate: parse::<ActivateRequest>(bytes)
             .and_then(|request| request.validated(desired, defaults)),
         create: parse::<CreateRequest>(bytes)
@@ -45,6 +53,8 @@ pub fn validate(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> V
         target: which.as_ref().map_err(Fault::clone).and_then(control),
         which: which.and_then(|request| Ok((request.key()?, request.size_mib))),
         connect: parse::<ConnectRequest>(bytes).and_then(validated),
+        connection: parse::<ConnectionRequest>(bytes).and_then(ConnectionRequest::volume),
+        dependencies: parse::<DependencyRequest>(bytes).and_then(DependencyRequest::wanted),
     }
 }
 

@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::Shared;
+use super::super::{AgentPhase, Shared};
 use super::task;
 use super::wire;
 use crate::controller::identity::HostIdentity;
@@ -122,7 +122,11 @@ pub async fn ping(State(api): State<Shared>, request: Request) -> Response {
     task::call(api, (None, Keep::InMemory), request, work).await
 }
 
-/// `/host/echo`: an empty 200, polled every second after a start.
-pub async fn echo() -> StatusCode {
-    StatusCode::OK
+/// `/host/echo`: an empty 200, polled every second after a start. While the agent stops it is no 200, for the one that is
+/// polled for is the next one.
+pub async fn echo(State(api): State<Shared>) -> StatusCode {
+    match *api.native.phase.borrow() {
+        AgentPhase::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        AgentPhase::Starting | AgentPhase::Serving => StatusCode::OK,
+    }
 }

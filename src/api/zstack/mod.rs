@@ -6,9 +6,11 @@
 
 #[cfg(fuzzing)]
 pub mod fuzz_entry;
+pub mod health;
 pub mod host;
 pub mod passthrough;
 pub mod prepareenv;
+pub mod storage;
 pub mod target;
 pub mod task;
 pub mod volume;

@@ -131,7 +131,7 @@ where
         Err(problem) => return problem.into_result(),
     };
     if *api.native.phase.borrow() == AgentPhase::Draining {
-        return Problem::new(Code::Stopping, "the agent is stopping: call again").into_result();
+        return stopping(&way);
     }
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
     let limit = caller_timeout(&bytes, SystemTime::now());
@@ -161,11 +161,25 @@ where
     }
 }
 
+/// Answer to a call while the agent stops. A call with a callback gets the status and the words of the legacy agent, by
+/// which it fails at the controller at once.
+fn stopping(way: &ReturnPath) -> Response {
+    let text = "kvmagent is stopping: vhost-agent answers in its place, and takes no calls until it is back";
+    let problem = Problem::new(Code::Stopping, text);
+    match way {
+        ReturnPath::Now => problem.into_result(),
+        ReturnPath::Callback(..) => {
+            (StatusCode::BAD_REQUEST, Json(result_body(&problem.fault))).into_response()
+        }
+    }
+}
+
 /// Subject of a call. A call that names no target concerns the one with the control socket in its body, else the
 /// default target.
 fn subject(api: &Shared, route: &str, body: &[u8]) -> Subject {
     let said = Subject::in_body(body);
-    if said.target.is_some() || ["prepareenv", "connect"].contains(&route) {
+    let of_node = ["prepareenv", "connect", "updatedependency"];
+    if said.target.is_some() || of_node.contains(&route) {
         return said;
     }
     let meant = api.native.target_at(control_in(body)).ok();

@@ -219,11 +219,16 @@ fn zbs(install_path: &str) -> Backing {
     Backing::Zbs { path: path.strip_suffix(ZBS_SUFFIX).unwrap_or(path).to_string() }
 }
 
-fn done() -> Value {
+/// Result of a call that has none but its success.
+pub(super) fn done() -> Value {
     json!({"success": true, "error": ""})
 }
 
-fn needed(field: Option<String>, name: &str) -> Result<String, Fault> {
+/// Value of a field that a call must have.
+///
+/// # Errors
+/// `invalid-body` if it is missing.
+pub(super) fn needed(field: Option<String>, name: &str) -> Result<String, Fault> {
     field.ok_or_else(|| missing(name))
 }
 
@@ -297,6 +302,8 @@ mod tests {
         let volume = create(text).unwrap();
         assert_eq!((volume.name.as_str(), volume.bdev.as_str()), ("b", "b"));
         assert_eq!(volume.backing, Backing::Zbs { path: "p/v".into() });
+        let newer = r#"{"hostIp":"10.0.0.1","logicalPool":"p","volume":"v","bdevName":"b"}"#;
+        assert_eq!(create(newer).unwrap(), volume, "newer controllers send nothing about ssh");
         let outside = r#"{"logicalPool": "..", "volume": "v", "bdevName": "b"}"#;
         assert_eq!(create(outside).unwrap_err().code, Code::InvalidBacking);
         assert_eq!(create(r#"{"volume": "v"}"#).unwrap_err().code, Code::InvalidBody);

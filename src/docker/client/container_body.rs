@@ -66,6 +66,7 @@ pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         privileged: Some(spec.privileged),
         cpuset_cpus: spec.cpus.clone(),
         cpuset_mems: spec.memory_nodes.clone(),
+        cgroup_parent: spec.cgroup_parent.clone(),
         // The engine must not restart a target: it would do so before the target's volumes may be created.
         restart_policy: Some(never()),
         ..spec.isolation.as_ref().map(isolated).unwrap_or_default()

@@ -21,6 +21,7 @@ fn spec(isolation: Option<Isolation>) -> ContainerSpec {
         privileged: false,
         cpus: Some("1".into()),
         memory_nodes: Some("0".into()),
+        cgroup_parent: Some("zstone.vhost.slice".into()),
         labels: BTreeMap::new(),
     }
 }
@@ -64,6 +65,7 @@ fn container_is_isolated_as_the_security_document_says() {
         ("CapDrop", json!(["ALL"])),
         ("CapAdd", json!(["SYS_NICE"])),
         ("Privileged", json!(false)),
+        ("CgroupParent", json!("zstone.vhost.slice")),
         ("Binds", json!(["/sockets:/sockets", "/etc/zbs/client.conf:/etc/zbs/client.conf:ro"])),
     ] {
         assert_eq!(made[item], expected, "{item}");

@@ -2,12 +2,13 @@
 //! services of their own, to which the limits of the agent's unit do not apply.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Daemon, Invocation, Processes, RunEnd, RunRequest, Spawner, spawn_error};
+use super::{Daemon, Invocation, Processes, QueryEnd, RunEnd, RunRequest, Spawner, spawn_error};
 use crate::host::process::find_executable;
 use crate::host::systemd::Systemd;
 use crate::host::watch::PathWatch;
@@ -67,5 +68,10 @@ impl Spawner for HostWide {
     /// Starts a daemon as a child. Not used where systemd is PID 1: there the daemon is a systemd unit.
     async fn daemon(&self, invocation: Invocation, log: &str) -> Result<Daemon, HostError> {
         self.processes.daemon(invocation, log).await
+    }
+
+    /// Runs a program as a child: one that changes nothing needs none of the rights that the agent's unit lacks.
+    async fn query(&self, invocation: Invocation, within: Duration) -> Result<QueryEnd, HostError> {
+        self.processes.query(invocation, within).await
     }
 }

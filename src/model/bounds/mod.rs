@@ -27,7 +27,7 @@ use super::policy::TargetSettings;
 use super::target::TargetSpec;
 use super::volume::{Backing, MAKES, TAKES, VolumeSpec, validate_method};
 
-/// Authorizes the paths, image and image URL of a requested target. Values that `known`, the desired spec of the same
+/// Authorizes the paths, image, image URL and cgroup parent of a requested target. Values that `known`, the desired spec of the same
 /// name, already has are not checked.
 ///
 /// # Errors
@@ -49,7 +49,28 @@ pub fn authorize_target(
     image.map_or(Ok(()), |image| images::authorize(image, settings))?;
     let of_known = |url: &&ImageUrl| known.and_then(|known| known.image_url.as_ref()) == Some(*url);
     let url = spec.image_url.as_ref().filter(|url| !of_known(url));
-    url.map_or(Ok(()), |url| urls::authorize(url, settings))
+    url.map_or(Ok(()), |url| urls::authorize(url, settings))?;
+    authorize_cgroup(spec, known, settings)
+}
+
+/// Authorizes the cgroup parent of a requested target: below another one the target would share the limits of other
+/// programs or virtual machines, or keep the kernel from giving them any.
+fn authorize_cgroup(
+    spec: &TargetSpec,
+    known: Option<&TargetSpec>,
+    settings: &TargetSettings,
+) -> Result<(), Fault> {
+    let Some(parent) = &spec.cgroup_parent else { return Ok(()) };
+    let is_known = known.is_some_and(|known| known.cgroup_parent.as_ref() == Some(parent));
+    let is_own = parent.as_str() == settings.cgroup_parent;
+    if is_known || is_own || settings.cgroup_parents.contains(parent) {
+        return Ok(());
+    }
+    let text = format!(
+        "cgroupParent {parent} is not allowed: target.cgroup_parents does not list it; name another, or have the \
+         operator add it there"
+    );
+    Err(Fault::new(Code::PathNotAllowed, text))
 }
 
 /// Paths whose links have to be followed to authorize a target: the paths that a request named, and the allowed folders

@@ -62,6 +62,22 @@ fn what_lies_in_an_allowed_folder_is_taken_as_named_and_with_links_followed() {
 }
 
 #[test]
+fn cgroup_parent_is_the_settings_own_a_listed_or_a_known_one() {
+    let below = |parent: &str| TargetSpec { cgroup_parent: parent.parse().ok(), ..usual() };
+    let listed = below("zstone.vhost.slice");
+    assert_eq!(authorize(&listed, None, Paths::AsNamed), Ok(()));
+    for parent in ["machine.slice", "system.slice", "/docker", "/machine.slice/vm"] {
+        let other = below(parent);
+        assert!(other.cgroup_parent.is_some(), "{parent}");
+        assert_eq!(authorize(&other, None, Paths::AsNamed), Err(Code::PathNotAllowed), "{parent}");
+        let known = authorize(&other, Some(&other), Paths::AsNamed);
+        assert_eq!(known, Ok(()), "it was authorized when it was new");
+        let own = TargetSettings { cgroup_parent: parent.into(), ..TargetSettings::default() };
+        assert_eq!(authorize_target(&other, None, &own, Paths::AsNamed), Ok(()), "{parent}");
+    }
+}
+
+#[test]
 fn folders_of_the_system_and_all_that_no_list_names_are_refused() {
     let hostile = [
         "/",

@@ -9,6 +9,7 @@ mod heal;
 mod health;
 mod http;
 mod pools;
+mod storage;
 mod target;
 mod volume;
 
@@ -18,6 +19,7 @@ pub use heal::HealPolicy;
 pub use health::HealthPolicy;
 pub use http::HttpPolicy;
 pub use pools::{MountPolicy, PoolPolicy};
+pub use storage::StoragePolicy;
 pub use target::{
     MEMORY_STEP_MIB, MOST_TARGETS, TargetPolicy, TargetSettings, TargetTemplate, VOLUMES_PER_STEP,
 };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{HealPolicy, HealthPolicy, VolumePolicy};
+use crate::model::cgroup::CgroupParent;
 use crate::model::fault::Fault;
 use crate::model::image::ImageRequest;
 use crate::model::path::CleanPath;
@@ -66,6 +67,10 @@ pub struct TargetSettings {
     pub image_urls: Vec<String>,
     /// Methods of a target that a volume with a raw backing may call.
     pub raw_methods: Vec<String>,
+    /// Default cgroup below which the engine makes that of a target's container; empty: the engine's own choice.
+    pub cgroup_parent: String,
+    /// Cgroup parents that a request may name, in addition to `cgroup_parent`.
+    pub cgroup_parents: Vec<CgroupParent>,
     /// Default folder of a target's sockets, for requests that name none.
     pub socket_dir: CleanPath,
     /// Owner of a socket folder that the agent creates, by number.
@@ -148,6 +153,11 @@ fn path(text: &'static str) -> CleanPath {
     text.parse().unwrap_or_else(|fault| unreachable!("{fault}"))
 }
 
+/// Parses a cgroup parent that is a literal of this file.
+fn slice(text: &'static str) -> CgroupParent {
+    text.parse().unwrap_or_else(|fault| unreachable!("{fault}"))
+}
+
 impl Default for TargetSettings {
     fn default() -> TargetSettings {
         let spdk = "/usr/local/bin/vhost -m {cores} -S {socketDir} -r {controlSock}";
@@ -169,6 +179,8 @@ impl Default for TargetSettings {
             allowed_images: words("zbs-vhost zbs-vhost-*"),
             image_urls: Vec::new(),
             raw_methods: Vec::new(),
+            cgroup_parent: String::new(),
+            cgroup_parents: vec![slice("zstone.vhost.slice")],
             socket_dir: path("/var/tmp/vhost-sockets"),
             socket_uid: 0,
             socket_gid: 0,
@@ -293,6 +305,8 @@ impl TargetSettings {
             client_conf: Some(self.client_conf.clone()),
             memory_mib: self.memory_mib.unwrap_or(MEMORY_STEP_MIB),
             memory_by_volumes: self.memory_mib.is_none(),
+            // Validated when the settings were loaded; an empty text is none.
+            cgroup_parent: self.cgroup_parent.parse().ok(),
         })
     }
 

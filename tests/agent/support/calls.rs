@@ -45,6 +45,15 @@ pub(crate) fn calls() -> Vec<(String, Value)> {
         zbs("destroy", ssh.clone()),
         zbs("bdev/create", with(&ssh, json!({"logicalPool": "p", "volume": "v", "bdevName": "b"}))),
         zbs("bdev/delete", with(&ssh, json!({"bdevName": "b"}))),
+        // `check` is not among them: it waits for a target, and none is here. It has tests of its own.
+        (
+            "/zbs/primarystorage/check/host/connection".to_string(),
+            json!({"hostUuid": "5f0c", "path": "cbd:p/l/v", "uuid": "u", "addr": "127.0.0.1"}),
+        ),
+        (
+            "/zbs/primarystorage/host/updatedependency".to_string(),
+            json!({"updatePackages": "libcbd", "zstackRepo": "zstack-mn"}),
+        ),
         (
             "/host/connect".to_string(),
             json!({
@@ -74,7 +83,7 @@ pub(crate) fn native_calls() -> Vec<(&'static str, String, Value)> {
         "kind": "zbs", "image": "zbs-vhost:1", "imageTar": "/var/lib/zstack/none.tar",
         "imageUrl": "http://127.0.0.1:1/none.tar", "imageSha256": "0".repeat(64), "cores": "[1]",
         "socketDir": "/var/tmp/vhost-sockets/good", "controlSock": "/var/tmp/vhost-sockets/good/vhost.sock",
-        "clientConf": "/etc/zbs/client.conf", "memoryMib": 64,
+        "clientConf": "/etc/zbs/client.conf", "memoryMib": 64, "cgroupParent": "zstone.vhost.slice",
     });
     let volume = |backing: Value| json!({"name": "v", "bdev": "b", "backing": backing, "cpumask": "0x2", "readOnly": true});
     let backings = [

@@ -48,20 +48,30 @@ impl Played {
         place.write(&format!("proc/{PID}/stat"), &format!("{PID} (vhost) S 0 1 1 0 -1 {rest}\n"));
         run_engine(&place, PID);
         let manner = Arc::new(Mutex::new(Manner::Answers));
-        let target = UnixListener::bind(place.path("var/tmp/vhost-sockets/vhost.sock")).unwrap();
-        let played = manner.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = target.accept().await {
-                tokio::spawn(behave(stream, played.clone()));
-            }
-        });
+        serve_at(&place, "var/tmp/vhost-sockets/vhost.sock", manner.clone());
         Played { place, manner }
+    }
+
+    /// Plays another target, which answers at this control socket; its container has the same process.
+    pub(crate) fn also_at(&self, socket: &str) {
+        fs::create_dir_all(self.place.path(socket).parent().unwrap()).unwrap();
+        serve_at(&self.place, socket, Arc::new(Mutex::new(Manner::Answers)));
     }
 
     /// From now on the target does that.
     pub(crate) fn becomes(&self, manner: Manner) {
         *self.manner.lock().unwrap() = manner;
     }
+}
+
+/// Plays a target at a control socket.
+fn serve_at(place: &Place, socket: &str, manner: Arc<Mutex<Manner>>) {
+    let target = UnixListener::bind(place.path(socket)).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = target.accept().await {
+            tokio::spawn(behave(stream, manner.clone()));
+        }
+    });
 }
 
 /// Plays an engine that knows one running container with that process, whatever it is asked.

@@ -20,7 +20,7 @@ fuzz_target!(|body: &[u8]| {
     if let Ok(pages) = validated.prepare {
         assert_ne!(pages, Some(0), "0 is not given");
     }
-    for spec in [validated.ensure, validated.target].into_iter().flatten() {
+    for spec in [validated.ensure, validated.target, validated.deploy].into_iter().flatten() {
         target(&spec);
     }
     if let Ok((spec, volume)) = validated.activate {
@@ -36,6 +36,19 @@ fuzz_target!(|body: &[u8]| {
     if let Ok(identity) = validated.connect {
         assert!(!identity.host_uuid.is_empty() && identity.send_command_url.len() <= 2048);
     }
+    if let Ok(volume) = validated.connection {
+        let file = volume.file_name(&defaults.client_conf);
+        let (path, conf) =
+            file.strip_prefix("cbd:").expect("its scheme").split_once(':').expect("a file");
+        assert_eq!((path.split('/').count(), conf), (3, defaults.client_conf.as_str()), "{file}");
+        assert!(path.split('/').all(|part| !part.starts_with(['-', '.']) && plain(part)), "{file}");
+    }
+    if let Ok(wanted) = validated.dependencies {
+        assert!(!wanted.packages().is_empty());
+        for name in wanted.packages().iter().chain(wanted.repositories()) {
+            assert!(!name.starts_with('-') && plain(name), "{name}");
+        }
+    }
     let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     assert!(wire::caller_timeout(body, now).is_none_or(|limit| !limit.is_zero()));
     if let Some(asked) = wire::asked(body, Caller::Here, &EgressPolicy::default().reach(None, None))
@@ -45,6 +58,11 @@ fuzz_target!(|body: &[u8]| {
         assert!(asked.url.is_none_or(|url| url.trim() == url && !url.is_empty()));
     }
 });
+
+/// Whether a text is one word for every parser that a command line passes.
+fn plain(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+_.-".contains(&b))
+}
 
 fn target(spec: &TargetSpec) {
     assert_eq!(spec.clone().validate().as_ref(), Ok(spec));
