@@ -6,13 +6,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::docker::fake::{FakeEngine, Mood};
-use crate::host::spawn_fake::{
-    FakeSpawner, put_daemon, put_executable, put_living_daemon, put_package,
-};
+use crate::host::spawn_fake::{FakeSpawner, put_daemon, put_executable, put_living_daemon};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json};
 use crate::model::engine::{ApiVersion, DaemonJson, PackageManager, PackageSets};
-use crate::model::prepare::StepOutcome;
 
 struct Node {
     engine: FakeEngine,
@@ -135,108 +132,6 @@ async fn a_plan_starts_nothing_and_writes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn package_lists_that_were_never_fetched_are_fetched_once() {
-    let node = node(Mood::Answers);
-    node.spawner.machine(|machine| machine.lists = false);
-    assert_eq!(node.prepare().await.errors, []);
-    assert_eq!(node.calls()[..5], [CE, IO, "update", CE, IO]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn packages_that_nobody_has_are_all_named_after_one_look_for_newer_lists() {
-    let node = node(Mood::Answers);
-    node.spawner.machine(|machine| machine.archive.clear());
-    let fault = node.fault().await;
-    says(&fault, Code::PackagesNotAvailable, &["docker-ce containerd.io, nor docker.io"]);
-    says(&fault, Code::PackagesNotAvailable, &["engine.packages", "/log/apt-get.log"]);
-    assert_eq!(node.calls(), [CE, IO, "update", CE, IO]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_unreachable_mirror_is_not_reported_as_a_missing_package() {
-    let node = node(Mood::Answers);
-    node.spawner.machine(|machine| (machine.lists, machine.reachable) = (false, false));
-    says(&node.fault().await, Code::PackagesNotFetched, &["http://mirror.invalid"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lock_is_waited_for() {
-    let node = node(Mood::Answers);
-    node.spawner.machine(|machine| (machine.lists, machine.locked) = (false, 3));
-    assert_eq!(node.prepare().await.errors, []);
-    assert_eq!(node.calls()[..6], [CE, CE, CE, CE, IO, "update"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lock_that_is_not_let_go_ends_the_wait_with_its_holder_named() {
-    let node = node(Mood::Answers);
-    node.spawner.machine(|machine| machine.locked = usize::MAX);
-    let began = tokio::time::Instant::now();
-    says(&node.fault().await, Code::PackageManagerLocked, &["held by process 7 (apt)"]);
-    let took = began.elapsed().as_secs();
-    assert!((56..=62).contains(&took), "as long as the settings say, not {took} s");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_installation_that_was_cut_off_is_finished_first() {
-    let node = node(Mood::Answers);
-    node.spawner.machine(|machine| machine.interrupted = 1);
-    assert_eq!(node.prepare().await.errors, []);
-    assert_eq!(node.calls()[..5], [CE, "dpkg --configure -a", "fix-broken", CE, IO]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_impossible_repair_is_tried_once_and_explained() {
-    let node = node(Mood::Answers);
-    node.spawner.machine(|machine| machine.interrupted = usize::MAX);
-    let commands = ["dpkg --configure -a", "apt-get --fix-broken install"];
-    says(&node.fault().await, Code::PackageManagerInterrupted, &commands);
-    assert_eq!(node.calls(), [CE, "dpkg --configure -a", "fix-broken", CE]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_engine_whose_packages_were_left_half_way_is_not_taken_for_installed() {
-    let node = node(Mood::Answers);
-    let root = Root::new(node.folder.path());
-    put_executable(&root, "/usr/sbin/dockerd");
-    put_package(&root, "docker.io", "ok unpacked");
-    assert_eq!(node.prepare().await.errors, []);
-    assert_eq!(node.calls()[..2], [CE, IO]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_package_that_apt_takes_for_installed_and_dpkg_does_not_is_unpacked_anew() {
-    let node = node(Mood::Answers);
-    let root = Root::new(node.folder.path());
-    put_executable(&root, "/usr/sbin/dockerd");
-    put_package(&root, "docker.io", "reinstreq half-installed");
-    assert_eq!(node.prepare().await.errors, []);
-    let mended = ["dpkg --configure -a", "fix-broken", "reinstall docker.io"];
-    assert_eq!(node.calls()[..5], [&mended[..], &[CE, IO]].concat());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_failed_installation_is_reported_in_the_package_managers_words() {
-    let node = node(Mood::Answers);
-    let words = "E: Sub-process /usr/bin/dpkg returned an error code (1)";
-    node.spawner.machine(|machine| machine.broken = Some(words.to_string()));
-    let report = node.prepare().await;
-    says(&report.errors[0], Code::PackageManagerFailed, &[words, "exit code 100"]);
-    assert_eq!(report.steps.last().unwrap().outcome, StepOutcome::Failed);
-    assert_eq!(node.calls(), [CE, IO], "no engine is started");
-}
-
-#[tokio::test(start_paused = true)]
-async fn packages_that_would_go_for_the_engine_stay_and_are_named() {
-    let node = node(Mood::Answers);
-    let words = "The following packages will be REMOVED:\n  containerd runc\n\
-                 E: Packages need to be removed but remove is disabled.";
-    node.spawner.machine(|machine| machine.broken = Some(words.to_string()));
-    let fault = node.fault().await;
-    says(&fault, Code::PackagesConflict, &["containerd, runc", "engine.packages"]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_installation_that_never_ends_is_left_running_when_its_time_is_up() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.ends = false);
@@ -248,7 +143,7 @@ async fn an_installation_that_never_ends_is_left_running_when_its_time_is_up() {
 #[tokio::test(start_paused = true)]
 async fn a_daemon_exit_is_reported_at_once_with_its_last_lines() {
     let node = node(Mood::Answers);
-    let words = "level=info msg=\"x\"\nfailed to start daemon: Devices cgroup isn't mounted\n";
+    let words = "level=info msg=\"x\"\nfailed to start daemon: Devices cgroup isn't mounted\nlevel=warning msg=\"y\"\n";
     let end = Some((Some(1), words.to_string()));
     node.spawner.machine(|machine| machine.daemon = Box::new(move || end.clone()));
     let began = tokio::time::Instant::now();
@@ -382,6 +277,15 @@ async fn what_is_kept_of_the_files_is_given_up_when_one_changes_or_the_process_e
 }
 
 #[tokio::test(start_paused = true)]
+async fn podman_is_reported_and_nothing_is_installed_beside_it() {
+    let node = node(Mood::Answers);
+    node.engine.set(Mood::Podman);
+    says(&node.fault().await, Code::EngineNotDocker, &["podman listens at", "engine.socket"]);
+    assert_eq!(node.calls(), [] as [&str; 0]);
+    assert!(!node.folder.path().join("etc").exists());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_engine_that_hangs_is_reported_and_left_alone() {
     let node = node(Mood::Answers);
     node.engine.set(Mood::Hangs);
@@ -391,3 +295,6 @@ async fn an_engine_that_hangs_is_reported_and_left_alone() {
     assert_eq!(node.calls(), [] as [&str; 0]);
     assert!(!node.folder.path().join("etc").exists());
 }
+
+#[path = "engine_package_tests.rs"]
+mod packages;

@@ -99,7 +99,7 @@ fn engine_status(seen: Result<EngineSeen, Fault>, socket: String) -> EngineStatu
             status.version = Some(version.version);
             status.api_version = Some(version.api.to_string());
         }
-        EngineApi::Broken(reason) => status.reason = Some(reason),
+        EngineApi::Broken(reason) | EngineApi::NotDocker(reason) => status.reason = Some(reason),
         EngineApi::Absent if seen.installed.is_none() => status.state = "notInstalled".to_string(),
         EngineApi::Absent => status.state = "stopped".to_string(),
     }

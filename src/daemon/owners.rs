@@ -39,9 +39,9 @@ use crate::api::refusals::Refusals;
 use crate::config::Settings;
 use crate::controller::identity::Identities;
 use crate::controller::report::Tally;
-use crate::docker::client::{Consent, Contact, DockerClient};
+use crate::docker::client::{Consent, Contact, DockerClient, Refusal};
 use crate::health::deep::DeepProbe;
-use crate::host::engine_socket::connecting_starts_nothing;
+use crate::host::engine_socket::{connecting_starts_nothing, podman_socket};
 use crate::host::mounts::hugetlb_mounts;
 use crate::host::socket_place::in_folder;
 use crate::host::spawn::{HostWide, Processes};
@@ -294,9 +294,9 @@ impl Core {
 
 /// Consent to contact the engine. With `systemd` as PID 1 the engine must listen itself, and a new connection is not
 /// made to an engine that is being stopped. systemd says so before it sends the signal, and so before the engine stops
-/// to accept.
+/// to accept. Podman, which systemd starts upon a connection, is not contacted.
 fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) -> Consent {
-    let Some(systemd) = systemd else { return Arc::new(|_| Box::pin(ready(true))) };
+    let Some(systemd) = systemd else { return Arc::new(|_| Box::pin(ready(Ok(())))) };
     let (root, policy) = (root.clone(), policy.clone());
     // One look at a time, also where one hangs: they take one thread.
     let looks = Arc::new(Semaphore::new(1));
@@ -306,19 +306,23 @@ fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) ->
         Box::pin(async move {
             let (turn, unit) = (turn.await, policy.unit.clone());
             let look = move || {
-                let starts_nothing = connecting_starts_nothing(&root, &policy);
+                let allowed = match podman_socket(&root, &policy.socket) {
+                    Some(path) => Err(Refusal::NotDocker(format!("podman ({path})"))),
+                    None if connecting_starts_nothing(&root, &policy) => Ok(()),
+                    None => Err(Refusal::StartsEngine),
+                };
                 drop(turn);
-                starts_nothing
+                allowed
             };
-            if !spawn_blocking(look).await.unwrap_or(false) {
-                return false;
-            }
+            spawn_blocking(look).await.unwrap_or(Err(Refusal::StartsEngine))?;
             if contact == Contact::Request {
-                return true;
+                return Ok(());
             }
             // A message bus that hangs must not make the engine unreachable.
-            let state = timeout(SYSTEMD_WAIT, systemd.unit(&unit)).await;
-            !matches!(state, Ok(Ok(unit)) if unit.active == "deactivating")
+            match timeout(SYSTEMD_WAIT, systemd.unit(&unit)).await {
+                Ok(Ok(unit)) if unit.active == "deactivating" => Err(Refusal::StartsEngine),
+                _ => Ok(()),
+            }
         })
     })
 }

@@ -22,6 +22,8 @@ pub enum Mood {
     Absent,
     /// The engine accepts connections and never answers.
     Hangs,
+    /// Podman has the socket.
+    Podman,
     Answers,
 }
 
@@ -52,6 +54,7 @@ impl Engine for FakeEngine {
                 tokio::time::sleep(within).await;
                 Err(EngineError::Timeout { socket, call: "_ping", within })
             }
+            Mood::Podman => Err(EngineError::NotDocker { socket, engine: "podman".to_string() }),
             Mood::Answers => Ok(()),
         }
     }

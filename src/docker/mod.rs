@@ -23,6 +23,13 @@ pub enum EngineError {
     /// No process listens at the socket, or a connection to it must not be made now.
     #[error("no engine listens at {socket}")]
     Absent { socket: String },
+    /// Another engine has the socket.
+    #[error("{engine} listens at {socket} in Docker's place")]
+    NotDocker {
+        socket: String,
+        /// Name of that engine, such as podman.
+        engine: String,
+    },
     #[error("{socket} did not answer {call} within {within:?}")]
     Timeout {
         socket: String,

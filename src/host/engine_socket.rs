@@ -35,6 +35,15 @@ pub(super) fn listens(root: &Root, pid: &str, policy: &EnginePolicy) -> bool {
     has_socket(root, pid, &listening_at(root, &policy.socket).unwrap_or_default())
 }
 
+/// Path of podman's own socket, if `socket` is it or leads to it: the package podman-docker makes /run/docker.sock a
+/// link to it. systemd listens there while podman does not run.
+pub fn podman_socket(root: &Root, socket: &str) -> Option<String> {
+    let at = root.path(socket);
+    // Where podman's socket is not there, its link leads nowhere.
+    let followed = fs::canonicalize(&at).or_else(|_| fs::read_link(&at)).unwrap_or(at);
+    followed.ends_with("podman.sock").then(|| followed.display().to_string())
+}
+
 /// Pids of the processes with the name of the engine.
 pub(super) fn engines(root: &Root, policy: &EnginePolicy) -> impl Iterator<Item = String> {
     let pids = entries(&root.path("/proc")).unwrap_or_default().into_iter().map(|(pid, _)| pid);
@@ -86,6 +95,26 @@ fn has_socket(root: &Root, pid: &str, sockets: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn socket_of_podman_is_recognised_directly_and_through_the_link_of_podman_docker() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/run/podman")).unwrap();
+        assert_eq!(podman_socket(&root, "/run/docker.sock"), None, "nothing is there");
+        // As podman-docker's tmpfiles.d makes it.
+        std::os::unix::fs::symlink("podman/podman.sock", root.path("/run/docker.sock")).unwrap();
+        for started in [false, true] {
+            for socket in ["/run/docker.sock", "/run/podman/podman.sock"] {
+                let found = podman_socket(&root, socket).unwrap();
+                assert!(found.ends_with("podman/podman.sock"), "{socket}, {started}: {found}");
+            }
+            fs::write(root.path("/run/podman/podman.sock"), "").unwrap();
+        }
+        fs::remove_file(root.path("/run/docker.sock")).unwrap();
+        fs::write(root.path("/run/docker.sock"), "").unwrap();
+        assert_eq!(podman_socket(&root, "/run/docker.sock"), None, "Docker's own");
+    }
 
     #[test]
     fn connection_that_systemd_would_start_the_engine_for_is_not_made() {

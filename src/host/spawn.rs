@@ -56,7 +56,7 @@ pub struct RunRequest {
 pub struct RunEnd {
     /// Exit code of the program; `None` when a signal ended it, or it still runs.
     pub code: Option<i32>,
-    /// Last part of the program's output, at most 8 KiB.
+    /// Last part of the program's output, at most 32 KiB.
     pub output: String,
     /// Path of the log with the whole output.
     pub log: PathBuf,
@@ -322,9 +322,9 @@ impl Follower {
     }
 }
 
-/// Last part of the text added to a log after the offset `start`, at most 8 KiB.
+/// Last part of the text added to a log after the offset `start`, at most 32 KiB.
 async fn tail_from(path: &Path, start: u64) -> String {
-    const MOST: u64 = 8 * 1024;
+    const MOST: u64 = 32 * 1024;
     let read = async || -> std::io::Result<String> {
         let mut file = File::open(path).await?;
         let end = file.metadata().await?.len();

@@ -22,6 +22,8 @@ pub struct Machine {
     pub lists: bool,
     /// Set if the archive can be reached.
     pub reachable: bool,
+    /// Error message of a refresh that takes none of the archive's lists, if it is to fail.
+    pub refused: Option<String>,
     /// Number of further calls during which another process holds the lock.
     pub locked: usize,
     /// Number of `apt --fix-broken` calls still needed until dpkg works again.
@@ -50,6 +52,7 @@ impl FakeSpawner {
             archive: BTreeSet::from(["docker.io".to_string()]),
             lists: true,
             reachable: true,
+            refused: None,
             locked: 0,
             interrupted: 0,
             broken: None,
@@ -139,6 +142,9 @@ impl Machine {
     fn update(&mut self) -> (i32, String) {
         if let Some(locked) = self.held_lock() {
             return locked;
+        }
+        if let Some(refused) = &self.refused {
+            return (100, refused.clone());
         }
         self.lists = self.reachable;
         match self.reachable {

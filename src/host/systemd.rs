@@ -32,7 +32,7 @@ pub enum SystemdError {
         within: Duration,
     },
     /// The job that starts or stops the unit did not end as `done` or `skipped`.
-    #[error("the job of {unit} ended as '{result}': see `journalctl -b -u {unit}`")]
+    #[error("the job of {unit} ended as '{result}': {}see `journalctl -b -u {unit}`", job_advice(.result))]
     Job {
         unit: String,
         /// systemd's job result: `failed`, `dependency`, `canceled`, `timeout`, …
@@ -251,6 +251,19 @@ fn started(unit: &str, result: String) -> Result<(), SystemdError> {
     }
 }
 
+/// Meaning of a job's result, and advice (org.freedesktop.systemd1(5), `JobRemoved`); empty for an unknown result.
+fn job_advice(result: &str) -> &'static str {
+    match result {
+        "failed" => {
+            "its process failed, or was started too often (then `systemctl reset-failed` lets it start again): "
+        }
+        "dependency" => "a unit that it needs failed, which `systemctl --failed` names: ",
+        "timeout" => "it was not up within its start timeout: ",
+        "canceled" | "collected" => "another job took its place, call again: ",
+        _ => "",
+    }
+}
+
 /// `true` if `error` is one of the connection, and not systemd's answer to the call.
 fn is_broken(error: &zbus::Error) -> bool {
     matches!(error, zbus::Error::InputOutput(_) | zbus::Error::Failure(_))
@@ -308,4 +321,24 @@ fn environment_files(value: &Variant<'_>) -> Vec<(String, bool)> {
         _ => None,
     };
     elements(value).iter().filter_map(file).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_job_says_what_its_result_means() {
+        for (result, words) in [
+            ("failed", "reset-failed"),
+            ("dependency", "systemctl --failed"),
+            ("timeout", "start timeout"),
+            ("canceled", "call again"),
+            ("of-tomorrow", "'of-tomorrow': see `journalctl -b -u docker.service`"),
+        ] {
+            let text = started("docker.service", result.to_string()).unwrap_err().to_string();
+            assert!(text.contains(words) && text.ends_with("-u docker.service`"), "{text}");
+        }
+        assert!(started("docker.service", "done".to_string()).is_ok());
+    }
 }

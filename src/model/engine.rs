@@ -66,9 +66,16 @@ pub enum EngineApi {
     Answers(EngineVersion),
     /// No listener: no socket, or nobody behind it.
     Absent,
+    /// Another engine at the socket; the text names it and the socket.
+    NotDocker(String),
     /// Listener that does not answer as an engine does; the text says how.
     Broken(String),
 }
+
+/// Advice where another engine has Docker's socket.
+pub const NOT_DOCKER: &str = "the agent works with Docker alone: set engine.socket to Docker's own socket, or take \
+    away what puts the other engine's in its place (the package podman-docker, a link), then prepare again; Docker and \
+    podman can be on one node";
 
 /// Process of the engine's daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -198,7 +198,7 @@ pub(super) fn running_findings(
 fn running_release(seen: &EngineSeen) -> Option<(u32, u32)> {
     match &seen.api {
         EngineApi::Answers(version) => release(&version.version),
-        EngineApi::Absent | EngineApi::Broken(_) => None,
+        EngineApi::Absent | EngineApi::Broken(_) | EngineApi::NotDocker(_) => None,
     }
 }
 

@@ -9,7 +9,7 @@ use super::daemon_json::{merged, running_findings};
 use super::engine_network::overlap;
 use crate::model::code::Code;
 use crate::model::engine::{
-    CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init,
+    CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, NOT_DOCKER,
 };
 use crate::model::engine_options::{EngineOptions, plain_run};
 use crate::model::fault::{Fault, Finding};
@@ -32,6 +32,10 @@ pub fn plan(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, Faul
     match &seen.api {
         EngineApi::Answers(version) => plan_running(version, seen, policy),
         EngineApi::Broken(reason) => Err(not_answering(reason, seen, policy)),
+        EngineApi::NotDocker(what) => {
+            let text = format!("{what}; nothing was changed: {NOT_DOCKER}");
+            Err(Fault::new(Code::EngineNotDocker, text))
+        }
         EngineApi::Absent => plan_stopped(seen, policy),
     }
 }

@@ -171,6 +171,17 @@ fn what_listens_and_does_not_answer_is_left_alone() {
 }
 
 #[test]
+fn another_engine_is_named_whether_docker_is_installed_or_not() {
+    let podman = EngineApi::NotDocker("podman listens at /run/docker.sock".into());
+    for seen in [bare(), stopped(says("{}")), running(DaemonJson::Absent, &[])] {
+        let seen = EngineSeen { api: podman.clone(), ..seen };
+        for words in ["podman listens at /run/docker.sock", "podman-docker", "engine.socket"] {
+            refused(&seen, &policy(), Code::EngineNotDocker, words);
+        }
+    }
+}
+
+#[test]
 fn an_engine_that_is_too_old_is_named_with_both_versions() {
     let policy = EnginePolicy { min_api: ApiVersion(1, 44), ..policy() };
     let seen = running(says(r#"{"iptables":false}"#), &[]);

@@ -25,6 +25,7 @@ mod newer_controllers;
 mod nodes;
 mod outbox;
 mod outgoing;
+mod podman;
 mod progress;
 mod python_agent_faults;
 mod report;

@@ -233,9 +233,15 @@ async fn answer(
 
 fn died(code: Option<i32>, output: &str, log: &str) -> Fault {
     let how = code.map_or("was ended by a signal".to_string(), |code| format!("ended with {code}"));
-    // dockerd prints its reason as the last line without `level=info`.
+    // dockerd prints its reason as a line of its own (cmd/dockerd of moby), mostly the last.
+    let fatal = |line: &&str| {
+        ["failed to start daemon", "unable to configure the Docker daemon"]
+            .iter()
+            .any(|begin| line.starts_with(begin))
+    };
     let plain = |line: &&str| !line.trim().is_empty() && !line.contains("level=info");
-    let reason = output.lines().rev().find(plain).unwrap_or("it printed nothing");
+    let reason = output.lines().rev().find(fatal).or(output.lines().rev().find(plain));
+    let reason = reason.unwrap_or("it printed nothing");
     Fault::new(
         Code::EngineStartFailed,
         format!("the engine {how} before it answered: {reason} (all of it: {log})"),

@@ -8,8 +8,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::super::observe::target::{Containers, engine_fault};
 use super::super::observe::{blocking, blocking_within};
-use super::download::Downloader;
+use super::download::{DownloadError, Downloader};
 use super::flight::Flights;
+use super::pull_refusal::{CLOCK, PullFailure};
 use super::registry::RegistryPuller;
 use crate::docker::{EngineError, Tar};
 use crate::host::{Root, own_image};
@@ -120,7 +121,7 @@ impl<C: Containers> Images<C> {
             }
             ImageSource::Url(download) => return self.download(download, line).await,
         };
-        brought.map_err(|e| engine_fault(&e).text)
+        brought.map_err(|e| not_loaded(&e))
     }
 
     /// Downloads a tar and has the engine load it, both within one deadline.
@@ -137,7 +138,7 @@ impl<C: Containers> Images<C> {
             )
         };
         let fetched = timeout_at(deadline, self.downloader.fetch(download, line)).await;
-        let partial = fetched.map_err(late)?.map_err(|e| chain(&e))?;
+        let partial = fetched.map_err(late)?.map_err(|e| not_fetched(&e))?;
         let (bytes, digest) = (partial.length(), partial.sha256());
         line(format!("downloaded: {bytes} bytes, SHA-256 {digest}"));
         let open = move || (partial.reader(), partial);
@@ -145,17 +146,47 @@ impl<C: Containers> Images<C> {
         let tar = tar.map_err(|e| e.to_string())?;
         let left = deadline.saturating_duration_since(Instant::now());
         let loaded = self.containers.load(Box::new(tar), left).await;
-        // An engine that is absent or slow says nothing about the file.
+        // An engine that is absent, another one or slow says nothing about the file.
         let kept = matches!(
             loaded,
             Err(EngineError::Absent { .. }
+                | EngineError::NotDocker { .. }
                 | EngineError::Gone { .. }
                 | EngineError::Timeout { .. })
         );
         if !kept {
             blocking(move || partial.remove()).await.map_err(|fault| fault.text)?;
         }
-        loaded.map_err(|e| engine_fault(&e).text)
+        loaded.map_err(|e| not_loaded(&e))
+    }
+}
+
+/// Text of a failed load, with the advice on it.
+fn not_loaded(error: &EngineError) -> String {
+    let text = engine_fault(error).text;
+    match PullFailure::of(&text, "") {
+        Some(PullFailure::DiskFull) => text + ": " + &PullFailure::DiskFull.advice("", false),
+        _ => text,
+    }
+}
+
+/// Advice on each of the texts with which rustls refuses a server's certificate (src/error.rs of rustls 0.23).
+const CERTIFICATES: [(&str, &str); 4] = [
+    ("certificate expired", CLOCK),
+    ("certificate not valid yet", CLOCK),
+    ("certificate not valid for name", "name the server as its certificate does"),
+    (
+        "UnknownIssuer",
+        "add the certificate of its authority to those of this node (update-ca-certificates or update-ca-trust)",
+    ),
+];
+
+/// Text of a failed download, with the advice on the server's certificate.
+fn not_fetched(error: &DownloadError) -> String {
+    let text = chain(error);
+    match CERTIFICATES.iter().find(|(words, _)| text.contains(words)) {
+        Some((_, advice)) => format!("{text}: {advice}"),
+        None => text,
     }
 }
 

@@ -8,6 +8,7 @@ use super::*;
 use crate::docker::fake::{FakeContainers, FakeRegistry};
 use crate::model::policy::EnginePolicy;
 use crate::model::registry::{RegistryLogin, RegistryPolicy, Secret};
+use crate::outgoing::SendError;
 
 const IMAGE: &str = "10.0.0.1:5000/vhost:1";
 
@@ -99,9 +100,13 @@ async fn registry_credentials_are_used_and_never_shown() {
 
 #[tokio::test]
 async fn a_registry_that_cannot_prove_who_it_is_is_trusted_only_when_that_is_allowed() {
-    let plain = "http: server gave HTTP response to HTTPS client";
-    let unknown = "x509: certificate signed by unknown authority";
-    for words in [plain, unknown] {
+    for words in [
+        "http: server gave HTTP response to HTTPS client",
+        "x509: certificate signed by unknown authority",
+        "x509: certificate is valid for a, not b",
+        "x509: certificate has expired or is not yet valid",
+        "x509: certificate is not valid for any names, but wanted to match b",
+    ] {
         let text = pull(&images(FakeRegistry::Refuses(words), RegistryPolicy::default()))
             .await
             .unwrap_err();
@@ -110,9 +115,45 @@ async fn a_registry_that_cannot_prove_who_it_is_is_trusted_only_when_that_is_all
         let text = pull(&images(FakeRegistry::Refuses(words), allowed)).await.unwrap_err();
         assert!(text.text.contains("cannot be told to trust 10.0.0.1:5000"), "{text}");
     }
-    let other = "x509: certificate is valid for a, not b";
-    let allowed = trusting();
-    let images = images(FakeRegistry::Refuses(other), allowed);
-    let text = pull(&images).await.unwrap_err();
-    assert!(text.text.contains(other) && !text.text.contains("trust"), "{text}");
+    for words in ["dial tcp 10.0.0.1:5000: connect: connection refused", "something new"] {
+        let images = images(FakeRegistry::Refuses(words), trusting());
+        let text = pull(&images).await.unwrap_err();
+        assert!(text.text.contains(words) && !text.text.contains("trust"), "{text}");
+    }
+    // Docker's own registry has no name that could stand in daemon.json.
+    let images =
+        images(FakeRegistry::Refuses("x509: certificate signed by unknown authority"), trusting());
+    let text = images.load("vhost:1", &[ImageSource::Registry], &|_| {}).await.unwrap_err();
+    assert!(text.text.contains("certs.d/docker.io/") && !text.text.contains("trust"), "{text}");
+}
+
+#[test]
+fn a_full_disk_and_a_refused_certificate_come_with_advice() {
+    // Text of Docker 20.10 for an image that does not fit.
+    let message =
+        "write /var/lib/docker/tmp/docker-import-1/layer.tar: no space left on device".to_string();
+    let (socket, call) = ("/run/docker.sock".to_string(), "load");
+    let text = not_loaded(&EngineError::Refused { socket, call, status: 500, message });
+    assert!(text.contains("docker info"), "{text}");
+    // Texts of rustls 0.23, src/error.rs.
+    for (words, advice) in [
+        (
+            "certificate expired: verification time 1 (UNIX), but certificate is not valid after 0",
+            "clock",
+        ),
+        (
+            "certificate not valid yet: verification time 0 (UNIX), but certificate is not valid before 1",
+            "clock",
+        ),
+        (
+            "certificate not valid for name \"a\"; certificate is only valid for b",
+            "name the server",
+        ),
+        ("UnknownIssuer", "update-ca-certificates"),
+    ] {
+        let source = std::io::Error::other(format!("invalid peer certificate: {words}"));
+        let source = SendError::Certificates(source);
+        let text = not_fetched(&DownloadError::Unreachable { url: "https://a".into(), source });
+        assert!(text.contains(words) && text.contains(advice), "{text}");
+    }
 }

@@ -28,8 +28,8 @@ pub(super) struct Installation<'a, S, L> {
     deadline: Instant,
     lock_deadline: Instant,
     refreshed: bool,
-    /// Repositories that could not be fetched by the refresh of the lists.
-    unreachable: Option<String>,
+    /// Trouble that the refresh of the lists had with repositories: its cause, and lines about it.
+    trouble: Option<(Failure, String)>,
     mended: bool,
 }
 
@@ -52,7 +52,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
             deadline: now + policy.install_timeout,
             lock_deadline: now + policy.lock_timeout,
             refreshed: false,
-            unreachable: None,
+            trouble: None,
             mended: false,
         }
     }
@@ -71,9 +71,10 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
                 Some(call) => Some(self.call(call).await?),
                 None => None,
             };
-            let takes_away = |end: &RunEnd| !packages::would_remove(&end.output).is_empty();
-            let (end, failure) = match rehearsed.filter(takes_away) {
-                Some(end) => (end, Some(Failure::Conflict)),
+            let foretold =
+                rehearsed.and_then(|end| Some((packages::foretold(self.manager, &end)?, end)));
+            let (end, failure) = match foretold {
+                Some((failure, end)) => (end, Some(failure)),
                 None => {
                     let call = packages::install(self.manager, set, args, lock_timeout);
                     let end = self.call(call).await?;
@@ -118,7 +119,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         if packages::failure(self.manager, &end) == Some(Failure::Locked) {
             return Err(self.fault(&[], Failure::Locked, &end));
         }
-        self.unreachable = packages::fetch_trouble(&end);
+        self.trouble = packages::list_trouble(&end);
         Ok(true)
     }
 
@@ -217,13 +218,14 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         if failure == Failure::Conflict && !removed.is_empty() {
             reason += &format!(" It would take away {}", removed.join(", "));
         }
-        // A package whose list could not be fetched counts as not available.
-        let (failure, reason) = match (failure, &self.unreachable) {
-            (Failure::NotAvailable, None) if packages::fetch_trouble(end).is_some() => {
-                (Failure::Fetch, reason)
+        // A package whose list could not be fetched, or is not trusted, counts as not available.
+        let trouble = self.trouble.clone().or_else(|| packages::list_trouble(end));
+        let (failure, reason) = match (failure, trouble) {
+            (Failure::NotAvailable, Some((cause, lines))) if reason.contains(&lines) => {
+                (cause, reason)
             }
-            (Failure::NotAvailable, Some(unreachable)) => {
-                (Failure::Fetch, format!("{reason}; before that: {unreachable}"))
+            (Failure::NotAvailable, Some((cause, lines))) => {
+                (cause, format!("{reason}; before that: {lines}"))
             }
             _ => (failure, reason),
         };
@@ -262,7 +264,21 @@ fn advice(failure: Failure) -> (Code, &'static str) {
             "what is installed stays: name packages in engine.packages that go with it (Debian's docker.io \
              shares containerd and runc), or take away what is in their way, then prepare again",
         ),
-        Failure::Fetch => (Code::PackagesNotFetched, "see whether the mirror can be reached"),
+        Failure::Fetch => (
+            Code::PackagesNotFetched,
+            "see whether this node resolves and reaches the mirror (DNS, route, firewall, proxy), and whether that has \
+             what was asked for, then prepare again",
+        ),
+        Failure::Dates => (
+            Code::PackagesNotFetched,
+            "see whether the node's clock is right (`date`, `timedatectl`); if it is, name a mirror that is kept up to \
+             date; then prepare again",
+        ),
+        Failure::Untrusted => (
+            Code::PackagesNotTrusted,
+            "install the key of the repository (`signed-by` for apt, `gpgkey` for dnf and yum, `rpm --import` for \
+             zypper), or take the repository away; then prepare again",
+        ),
         Failure::Other => (Code::PackageManagerFailed, "see its log"),
     }
 }

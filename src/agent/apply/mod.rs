@@ -9,6 +9,7 @@ mod flight;
 mod image;
 mod install;
 pub mod memory;
+mod pull_refusal;
 mod refusal;
 mod registry;
 pub mod target;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::super::observe::blocking;
 use super::super::observe::target::Containers;
+use super::pull_refusal::PullFailure;
 use crate::host::engine_process::{engine_process, reload};
 use crate::host::{Root, daemon_json, files};
 use crate::model::daemon_json::with_insecure_registry;
@@ -23,19 +24,6 @@ use crate::model::registry::{Credentials, RegistryPolicy, Secret, registry_of};
 const RELOAD: Duration = Duration::from_secs(10);
 /// Interval of checking whether the engine has reloaded.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// Engine's messages (those of Go's net/http and crypto/x509) about a registry that speaks plain HTTP or has an
-/// untrusted certificate: one of an unknown authority, or one too simple to be verified, as people make for an address
-/// in their own network.
-const UNPROVEN: [&str; 4] = [
-    "server gave HTTP response to HTTPS client",
-    "certificate signed by unknown authority",
-    "doesn't contain any IP SANs",
-    "relies on legacy Common Name field",
-];
-/// Engine's messages about a login that is missing or wrong.
-const DENIED: [&str; 4] =
-    ["unauthorized", "no basic auth credentials", "pull access denied", "authentication required"];
 
 /// Puller for one machine's engine.
 #[derive(Debug)]
@@ -75,23 +63,32 @@ impl<C: Containers> RegistryPuller<C> {
         let first = self.containers.pull(image, login.as_ref(), line, within).await;
         let Err(error) = first else { return Ok(()) };
         let why = chain(&error);
-        if !UNPROVEN.iter().any(|words| why.contains(words)) {
-            return Err(format!("{why}{}", remedy(&why, registry, login.is_some())));
+        let failure = PullFailure::of(&why, registry);
+        let advice = |failure: Option<PullFailure>| {
+            failure
+                .map_or(String::new(), |it| format!(": {}", it.advice(registry, login.is_some())))
+        };
+        let unproven = failure.is_some_and(PullFailure::is_unproven) && !registry.is_empty();
+        if !unproven {
+            return Err(why + &advice(failure));
         }
         if !self.policy.engine.insecure_registries {
             return Err(format!(
-                "{why}: give the engine the registry's certificate in /etc/docker/certs.d/{registry}/, or \
-                 allow registries that cannot prove who they are (engine.insecure_registries = true)"
+                "{why}{}; or allow registries that cannot prove who they are (engine.insecure_registries = true)",
+                advice(failure)
             ));
         }
-        line(format!("{registry} cannot prove who it is; the engine is told to trust it: {why}"));
+        line(format!(
+            "{registry} cannot prove who it is, and the engine is told to trust it: {why}{}",
+            advice(failure)
+        ));
         let file = self.trust(registry).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         let second = self.containers.pull(image, login.as_ref(), line, left).await;
         second.map_err(|error| {
             let why = chain(&error);
-            let remedy = remedy(&why, registry, login.is_some());
-            format!("{why}{remedy} (the engine trusts {registry} now{file})")
+            let advice = advice(PullFailure::of(&why, registry));
+            format!("{why}{advice} (the engine trusts {registry} now{file})")
         })
     }
 
@@ -171,16 +168,4 @@ fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<String, Str
     }
     reload(root, &engine, policy).map_err(|e| chain(&e))?;
     Ok(path)
-}
-
-fn remedy(why: &str, registry: &str, logged_in: bool) -> String {
-    if !DENIED.iter().any(|words| why.contains(words)) {
-        return String::new();
-    }
-    match logged_in {
-        true => {
-            format!(": see the name and the password in [registry.\"{registry}\"] of the settings")
-        }
-        false => format!(": name who pulls there in [registry.\"{registry}\"] of the settings"),
-    }
 }

@@ -288,6 +288,7 @@ fn paths(policy: &EnginePolicy, config_file: String) -> Vec<String> {
 fn unanswered(error: &EngineError) -> EngineApi {
     match error {
         EngineError::Absent { .. } => EngineApi::Absent,
+        EngineError::NotDocker { .. } => EngineApi::NotDocker(chain(error)),
         other => EngineApi::Broken(chain(other)),
     }
 }

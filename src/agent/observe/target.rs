@@ -17,6 +17,7 @@ use crate::host::{Root, links, process};
 use crate::model::bounds::{Links, paths_of_target};
 use crate::model::code::Code;
 use crate::model::container::ContainerSeen;
+use crate::model::engine::NOT_DOCKER;
 use crate::model::fault::{Fault, chain};
 use crate::model::names::PROBE_PREFIX;
 use crate::model::path::CleanPath;
@@ -301,18 +302,22 @@ fn sessions_of(guests: Result<usize, SpdkError>, may_have_disks: bool) -> Option
 pub fn engine_fault(error: &EngineError) -> Fault {
     let code = match error {
         EngineError::Absent { .. } | EngineError::Gone { .. } => Code::EngineAbsent,
+        EngineError::NotDocker { .. } => Code::EngineNotDocker,
         EngineError::Timeout { .. } => Code::EngineNotAnswering,
         EngineError::Refused { .. } | EngineError::Call { .. } => Code::EngineRefused,
     };
     let remedy = match error {
-        EngineError::Absent { .. } => ": prepare the node first (`vhost-agent prepare`)",
-        EngineError::Timeout { .. } => ": see the engine's log, and restart it when it hangs",
+        EngineError::Absent { .. } => "prepare the node first (`vhost-agent prepare`)",
+        EngineError::NotDocker { .. } => NOT_DOCKER,
+        EngineError::Timeout { .. } => "see the engine's log, and restart it when it hangs",
         EngineError::Gone { .. } => {
-            ": see the engine's log, prepare the node (`vhost-agent prepare`), and call again"
+            "see the engine's log, prepare the node (`vhost-agent prepare`), and call again"
         }
-        EngineError::Refused { .. } | EngineError::Call { .. } => "",
+        EngineError::Refused { .. } | EngineError::Call { .. } => {
+            return Fault::new(code, chain(error));
+        }
     };
-    Fault::new(code, chain(error) + remedy)
+    Fault::new(code, format!("{}: {remedy}", chain(error)))
 }
 
 #[cfg(test)]

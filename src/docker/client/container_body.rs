@@ -1,12 +1,11 @@
-//! Conversion between the agent's and the engine's form of a container: the body of a create request, restart policies,
-//! and the answer to an inspect.
+//! Engine's form of a container: the body of a create request, and restart policies.
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, DeviceMapping, HostConfig, HostConfigLogConfig,
-    RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, RestartPolicy,
+    RestartPolicyNameEnum,
 };
 
-use crate::model::container::{ContainerSeen, ContainerSpec, Isolation, Restarts};
+use crate::model::container::{ContainerSpec, Isolation, Restarts};
 
 /// Security options of every target.
 const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
@@ -14,37 +13,18 @@ const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
 const LOG_SIZE: &str = "10m";
 const LOG_FILES: &str = "3";
 
-pub(super) fn container_seen(seen: ContainerInspectResponse) -> ContainerSeen {
-    let state = seen.state.unwrap_or_default();
-    let running = state.running.unwrap_or(false);
-    ContainerSeen {
-        id: seen.id.unwrap_or_default(),
-        running,
-        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
-        exit_code: state.exit_code.filter(|_| !running),
-        oom_killed: state.oom_killed.unwrap_or(false),
-        image_id: seen.image.unwrap_or_default(),
-        labels: seen
-            .config
-            .and_then(|config| config.labels)
-            .unwrap_or_default()
-            .into_iter()
-            .collect(),
-        error: state.error.unwrap_or_default(),
-        restarts: seen.host_config.and_then(|host| restarts(host.restart_policy?)),
-    }
+/// Restart policy for the engine; for `None` that of targets, which only the agent restarts.
+///
+/// # Errors
+/// Text about a policy that this agent cannot write.
+pub(super) fn restart_policy(restarts: Option<&Restarts>) -> Result<RestartPolicy, String> {
+    let Some(Restarts { policy, most }) = restarts else { return Ok(never()) };
+    let name = policy.parse::<RestartPolicyNameEnum>();
+    let name = name.map_err(|why| format!("the restart policy '{policy}' is unknown: {why}"))?;
+    Ok(RestartPolicy { name: Some(name), maximum_retry_count: *most })
 }
 
-fn restarts(policy: RestartPolicy) -> Option<Restarts> {
-    let name = policy
-        .name
-        .filter(|name| !matches!(name, RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO))?;
-    let most = policy.maximum_retry_count.filter(|most| *most > 0);
-    Some(Restarts { policy: name.to_string(), most })
-}
-
-/// Restart policy of targets, by which the engine never restarts one: only the agent does.
-pub(super) fn never() -> RestartPolicy {
+fn never() -> RestartPolicy {
     RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }
 }
 

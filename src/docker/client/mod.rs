@@ -1,15 +1,18 @@
-//! Client of the engine over its Unix socket. The only module that imports bollard.
+//! Client of the engine over its Unix socket. The only module that imports bollard, which makes the requests; what the
+//! engine replies is read in `replies`.
 
 mod container_body;
+mod replies;
 mod transport;
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::auth::DockerCredentials;
-use bollard::models::{ContainerInspectResponse, ContainerUpdateBody, EventMessage, RestartPolicy};
+use bollard::models::ContainerUpdateBody;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
     ImportImageOptionsBuilder, KillContainerOptionsBuilder, LogsOptionsBuilder,
@@ -18,11 +21,12 @@ use bollard::query_parameters::{
 use bollard::{Docker, body_try_stream};
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
 
-use self::container_body::{container_seen, create_body, never};
-use self::transport::{connect, io_kind, is_broken_connection};
+use self::container_body::{create_body, restart_policy};
+use self::transport::{EngineConnection, io_kind, is_broken_connection, other_engine};
 use super::pull_progress::PullProgress;
 use super::{Containers, Engine, EngineError, EngineEvent, Tar};
 use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
@@ -40,35 +44,65 @@ pub enum Contact {
     Connection,
 }
 
-/// Function that returns `true` if the contact cannot start the engine.
-pub type Consent = Arc<dyn Fn(Contact) -> BoxFuture<'static, bool> + Send + Sync>;
+/// Reason against a [`Contact`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The contact could start the engine.
+    StartsEngine,
+    /// The socket is that of another engine, which is named here.
+    NotDocker(String),
+}
+
+/// Function that permits a contact with the engine, or refuses it.
+pub type Consent = Arc<dyn Fn(Contact) -> BoxFuture<'static, Result<(), Refusal>> + Send + Sync>;
 
 /// Client that connects on its first call and keeps the connection.
 pub struct DockerClient {
     socket: String,
     consent: Consent,
-    docker: Mutex<Option<Docker>>,
+    connection: Mutex<Option<EngineConnection>>,
+}
+
+/// Sends a request, and sends it once more if the kept connection is broken, as after a restart of the engine. Only for
+/// idempotent requests.
+macro_rules! ask {
+    ($question:expr) => {
+        async {
+            match $question.await {
+                Err(e) if is_broken_connection(&e) => $question.await,
+                answered => answered,
+            }
+        }
+    };
 }
 
 impl DockerClient {
     /// Client for the engine at the path `socket`. `consent` is asked before each request and each new connection. If it
-    /// refuses, the call fails with [`EngineError::Absent`].
+    /// refuses, the call fails with [`EngineError::Absent`] or [`EngineError::NotDocker`].
     pub fn new(socket: impl Into<String>, consent: Consent) -> DockerClient {
-        DockerClient { socket: socket.into(), consent, docker: Mutex::new(None) }
+        DockerClient { socket: socket.into(), consent, connection: Mutex::new(None) }
+    }
+
+    fn connection(&self) -> Result<EngineConnection, EngineError> {
+        let mut kept = self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(connection) = &*kept {
+            return Ok(connection.clone());
+        }
+        let connection = EngineConnection::new(&self.socket, &self.consent);
+        let connection = connection.map_err(|e| self.failed("connect", e))?;
+        *kept = Some(connection.clone());
+        Ok(connection)
     }
 
     fn docker(&self) -> Result<Docker, EngineError> {
-        let mut kept = self.docker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(docker) = &*kept {
-            return Ok(docker.clone());
-        }
-        let docker = connect(&self.socket, &self.consent).map_err(|e| self.failed("connect", e))?;
-        *kept = Some(docker.clone());
-        Ok(docker)
+        Ok(self.connection()?.docker)
     }
 
     fn failed(&self, call: &'static str, error: bollard::errors::Error) -> EngineError {
         let socket = self.socket.clone();
+        if let Some(engine) = other_engine(&error) {
+            return EngineError::NotDocker { socket, engine: engine.to_string() };
+        }
         let absent = matches!(error, bollard::errors::Error::SocketNotFoundError(_))
             || io_kind(&error).is_some_and(|kind| {
                 matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
@@ -107,6 +141,19 @@ impl DockerClient {
         })
     }
 
+    /// Makes the call `ask`, which is idempotent, and reads the reply with `read`.
+    async fn read<T, R, F: Future<Output = Result<R, bollard::errors::Error>>>(
+        &self,
+        call: &'static str,
+        within: Duration,
+        ask: impl Fn(Docker) -> F,
+        read: impl FnOnce(&Value) -> Result<T, bollard::errors::Error>,
+    ) -> Result<T, EngineError> {
+        let connection = self.connection()?;
+        let reply = ask!(async { replies::whole(connection.response(&ask).await?).await });
+        self.within(call, within, async { read(&reply.await?) }).await
+    }
+
     async fn within<T>(
         &self,
         call: &'static str,
@@ -120,19 +167,6 @@ impl DockerClient {
     }
 }
 
-/// Sends a request, and sends it once more if the kept connection is broken, as after a restart of the engine. Only for
-/// idempotent requests.
-macro_rules! ask {
-    ($question:expr) => {
-        async {
-            match $question.await {
-                Err(e) if is_broken_connection(&e) => $question.await,
-                answered => answered,
-            }
-        }
-    };
-}
-
 impl Engine for DockerClient {
     async fn ping(&self, within: Duration) -> Result<(), EngineError> {
         let docker = self.docker()?;
@@ -140,18 +174,8 @@ impl Engine for DockerClient {
     }
 
     async fn version(&self, within: Duration) -> Result<EngineVersion, EngineError> {
-        let docker = self.docker()?;
-        let version = self.within("version", within, ask!(docker.version())).await?;
-        let unusable = |source: String| EngineError::Call {
-            socket: self.socket.clone(),
-            call: "version",
-            source: source.into(),
-        };
-        let api = version.api_version.ok_or_else(|| unusable("no ApiVersion".to_string()))?;
-        Ok(EngineVersion {
-            version: version.version.unwrap_or_default(),
-            api: api.parse().map_err(unusable)?,
-        })
+        let ask = move |docker: Docker| async move { docker.version().await };
+        self.read("version", within, ask, replies::version).await
     }
 }
 
@@ -161,17 +185,23 @@ impl Containers for DockerClient {
         name: &str,
         within: Duration,
     ) -> Result<Option<ContainerSeen>, EngineError> {
-        let docker = self.docker()?;
-        let inspect = ask!(docker.inspect_container(name, None));
-        let seen = not_found_is_none(self.within("inspect", within, inspect).await)?;
-        Ok(seen.filter(|seen| is_named(name, seen)).map(container_seen))
+        let ask = move |docker: Docker| async move { docker.inspect_container(name, None).await };
+        let read = |reply: &Value| match replies::is_named(name, reply) {
+            true => replies::container(reply).map(Some),
+            false => Ok(None),
+        };
+        let seen = self.read("inspect", within, ask, read).await;
+        Ok(not_found_is_none(seen)?.flatten())
     }
 
     async fn create(&self, spec: &ContainerSpec, within: Duration) -> Result<String, EngineError> {
-        let docker = self.docker()?;
+        let connection = self.connection()?;
         let name = CreateContainerOptionsBuilder::new().name(&spec.name).build();
-        let create = docker.create_container(Some(name), create_body(spec));
-        Ok(self.within("create", within, create).await?.id)
+        let body = create_body(spec);
+        let ask =
+            move |docker: Docker| async move { docker.create_container(Some(name), body).await };
+        let create = async { replies::id(&replies::whole(connection.response(ask).await?).await?) };
+        self.within("create", within, create).await
     }
 
     async fn start(&self, name: &str, within: Duration) -> Result<(), EngineError> {
@@ -199,10 +229,11 @@ impl Containers for DockerClient {
         within: Duration,
     ) -> Result<(), EngineError> {
         let docker = self.docker()?;
-        let policy = restarts.map_or_else(never, |it| RestartPolicy {
-            name: it.policy.parse().ok(),
-            maximum_retry_count: it.most,
-        });
+        let policy = restart_policy(restarts).map_err(|source| EngineError::Call {
+            socket: self.socket.clone(),
+            call: "update",
+            source: source.into(),
+        })?;
         let update =
             ContainerUpdateBody { restart_policy: Some(policy), ..ContainerUpdateBody::default() };
         self.within("update", within, docker.update_container(id, update)).await
@@ -225,16 +256,23 @@ impl Containers for DockerClient {
         tell: impl Fn(EngineEvent) + Send + Sync,
         within: Duration,
     ) -> Result<(), EngineError> {
-        let docker = self.docker()?;
+        let connection = self.connection()?;
         // `since` makes the engine send events that occur before the stream has begun.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
         let of_containers = HashMap::from([("type".to_string(), vec!["container".to_string()])]);
         let wanted = EventsOptionsBuilder::new().since(&since).filters(&of_containers).build();
-        let events = docker.events(Some(wanted)).try_for_each(|event| {
-            names(event).into_iter().for_each(|name| tell(EngineEvent::Container(name)));
-            async { Ok(()) }
-        });
+        let ask = move |docker: Docker| async move {
+            docker.events(Some(wanted)).try_for_each(|_| ready(Ok(()))).await
+        };
+        let events = async {
+            let publish = |event: &Value| {
+                let names = replies::names(event).into_iter();
+                names.for_each(|name| tell(EngineEvent::Container(name)));
+                Ok(())
+            };
+            replies::each(connection.response(ask).await?, publish).await
+        };
         let events = async { events.await.map_err(|e| self.failed("events", e)) };
         let listens = async {
             self.ping(within).await?;
@@ -281,10 +319,8 @@ impl Containers for DockerClient {
         reference: &str,
         within: Duration,
     ) -> Result<Option<String>, EngineError> {
-        let docker = self.docker()?;
-        let seen =
-            self.within("inspect image", within, ask!(docker.inspect_image(reference))).await;
-        not_found_is_none(seen.map(|image| image.id.unwrap_or_default()))
+        let ask = move |docker: Docker| async move { docker.inspect_image(reference).await };
+        not_found_is_none(self.read("inspect image", within, ask, replies::id).await)
     }
 
     async fn pull(
@@ -294,7 +330,7 @@ impl Containers for DockerClient {
         line: impl Fn(String) + Send + Sync,
         within: Duration,
     ) -> Result<(), EngineError> {
-        let docker = self.docker()?;
+        let connection = self.connection()?;
         // A reference without a tag would make the engine pull every tag.
         let last = reference.rsplit('/').next().unwrap_or(reference);
         let tag = if last.contains([':', '@']) { "" } else { "latest" };
@@ -304,46 +340,40 @@ impl Containers for DockerClient {
             password: Some(login.password.expose().to_string()),
             ..DockerCredentials::default()
         });
+        let ask = move |docker: Docker| async move {
+            let pull = docker.create_image(Some(wanted), None, credentials);
+            pull.try_for_each(|_| ready(Ok(()))).await
+        };
         let mut progress = PullProgress::default();
-        let pull = docker.create_image(Some(wanted), None, credentials).try_for_each(|told| {
-            let count = |bytes: Option<i64>| bytes.and_then(|bytes| u64::try_from(bytes).ok());
-            let bytes = told.progress_detail.and_then(|detail| {
-                Some((count(detail.current)?, count(detail.total).unwrap_or(0)))
-            });
-            if let Some(status) = told.status {
-                progress.take(told.id, status, bytes, Instant::now()).into_iter().for_each(&line);
+        let publish = |message: &Value| {
+            replies::unless_failed(message)?;
+            if let Some((layer, state, bytes)) = replies::progress(message) {
+                progress.take(layer, state, bytes, Instant::now()).into_iter().for_each(&line);
             }
-            async { Ok(()) }
-        });
+            Ok(())
+        };
+        let pull = async { replies::each(connection.response(ask).await?, publish).await };
         self.within("pull", within, pull).await
     }
 
     async fn trusts_blindly(&self, registry: &str, within: Duration) -> Result<bool, EngineError> {
-        let docker = self.docker()?;
-        let info = self.within("info", within, ask!(docker.info())).await?;
-        let registries = info.registry_config.and_then(|config| config.index_configs);
-        let seen = registries.and_then(|mut all| all.remove(registry));
-        Ok(seen.is_some_and(|seen| seen.secure == Some(false)))
+        let ask = move |docker: Docker| async move { docker.info().await };
+        let read = |info: &Value| Ok(replies::trusts_blindly(info, registry));
+        self.read("info", within, ask, read).await
     }
 
     async fn load(&self, tar: Tar, within: Duration) -> Result<(), EngineError> {
         // Not repeated on a broken connection: a stream can be sent only once.
         let pieces = body_try_stream(ReaderStream::new(tar));
-        let docker = self.docker()?;
-        let load = docker.import_image(ImportImageOptionsBuilder::new().build(), pieces, None);
-        self.within("load", within, load.try_for_each(|_| async { Ok(()) })).await
+        let connection = self.connection()?;
+        let ask = move |docker: Docker| async move {
+            let options = ImportImageOptionsBuilder::new().build();
+            docker.import_image(options, pieces, None).try_for_each(|_| ready(Ok(()))).await
+        };
+        let load =
+            async { replies::each(connection.response(ask).await?, replies::unless_failed).await };
+        self.within("load", within, load).await
     }
-}
-
-/// Names of the container of `event`, with the former one if it was renamed; none for events of a program executed in a
-/// container.
-fn names(event: EventMessage) -> Vec<String> {
-    if event.action.is_some_and(|action| action.starts_with("exec_")) {
-        return Vec::new();
-    }
-    let mut told = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
-    let old = told.remove("oldName").map(|name| name.trim_start_matches('/').to_string());
-    told.remove("name").into_iter().chain(old).collect()
 }
 
 fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, EngineError> {
@@ -357,13 +387,6 @@ fn not_found_is_none<T>(seen: Result<T, EngineError>) -> Result<Option<T>, Engin
 /// `true` if `name` has the form of a full id, which the engine takes for nothing else.
 fn is_full_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-/// `true` if `name` is the name or full id of the container `seen`. The engine also accepts the beginning of an id, and
-/// would then show another container.
-fn is_named(name: &str, seen: &ContainerInspectResponse) -> bool {
-    let own = seen.name.as_deref().map(|own| own.trim_start_matches('/'));
-    own == Some(name) || seen.id.as_deref() == Some(name)
 }
 
 #[cfg(test)]

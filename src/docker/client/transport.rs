@@ -1,17 +1,21 @@
-//! Connection to the engine's socket that is kept between calls. bollard's own Unix transport reconnects for each call,
-//! which costs the engine more than the call itself.
+//! Connection to the engine's socket that is kept between calls, and that tells Docker from other engines. bollard's own
+//! Unix transport reconnects for each call, which costs the engine more than the call itself.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
-use hyper::header::HeaderValue;
+use futures_util::future::BoxFuture;
+use hyper::Response;
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue, SERVER};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 
-use super::{Consent, Contact};
+use super::{Consent, Contact, Refusal};
 
 /// Deadline of bollard for a call, in seconds. The agent's own deadlines are shorter; this one only catches a call
 /// without one.
@@ -19,14 +23,30 @@ const BOLLARD_TIMEOUT_S: u64 = 3600;
 /// Idle time after which a connection is closed.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// Kind of the I/O error among the causes of `error`; `None` if there is none.
-pub(super) fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
-    let kind = |e: &(dyn std::error::Error + 'static)| match e.downcast_ref::<Error>() {
+/// Engine that is not Docker, where Docker's socket should be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} listens there")]
+pub(super) struct NotDocker(pub(super) String);
+
+/// First I/O error among `error` and its causes.
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let own = |e: &'a (dyn std::error::Error + 'static)| match e.downcast_ref::<Error>() {
         // It passes its cause over in its sources.
-        Some(Error::IOError { err }) => Some(err.kind()),
-        _ => e.downcast_ref::<io::Error>().map(io::Error::kind),
+        Some(Error::IOError { err }) => Some(err),
+        _ => e.downcast_ref::<io::Error>(),
     };
-    std::iter::successors(Some(error), |e| e.source()).find_map(kind)
+    std::iter::successors(Some(error), |e| e.source()).find_map(own)
+}
+
+/// Kind of the I/O error among the causes of `error`; `None` if there is none.
+pub(super) fn io_kind(error: &Error) -> Option<io::ErrorKind> {
+    io_error(error).map(io::Error::kind)
+}
+
+/// Name of the engine that is not Docker, if `error` says that one listens.
+pub(super) fn other_engine(error: &Error) -> Option<&str> {
+    let NotDocker(name) = io_error(error)?.get_ref()?.downcast_ref::<NotDocker>()?;
+    Some(name)
 }
 
 /// `true` if `error` says that an established connection broke.
@@ -51,8 +71,70 @@ fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
     }
 }
 
-/// Client that connects on its first call and keeps the connection for the next one.
-pub(super) fn connect(socket: &str, consent: &Consent) -> Result<Docker, Error> {
+/// Sender of requests, which asks for consent to each.
+type SendRequest = Arc<dyn Fn(BollardRequest) -> Sent + Send + Sync>;
+/// Response to come.
+type Sent = BoxFuture<'static, Result<Response<Incoming>, Error>>;
+
+/// Client that connects on its first call and keeps the connection for the next one; clones share it.
+#[derive(Clone)]
+pub(super) struct EngineConnection {
+    send: SendRequest,
+    /// bollard on this connection.
+    pub(super) docker: Docker,
+}
+
+impl EngineConnection {
+    pub(super) fn new(socket: &str, consent: &Consent) -> Result<EngineConnection, Error> {
+        let send = sender(socket, consent);
+        let docker = bollard_over(send.clone())?;
+        Ok(EngineConnection { send, docker })
+    }
+
+    /// Sends the request that bollard makes for the call `ask`, and returns the engine's response, whose body is not read
+    /// yet. A refusal of the engine is an error, as of any call of bollard.
+    ///
+    /// bollard reads a body only into its own models, which a single value that they do not know makes unreadable. So the
+    /// response is taken from it on the way, and the call that it thinks failed is dropped.
+    pub(super) async fn response<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        ask: impl FnOnce(Docker) -> F,
+    ) -> Result<Response<Incoming>, Error> {
+        let taken = Arc::new(Mutex::new(None));
+        let (send, take) = (self.send.clone(), taken.clone());
+        let docker = bollard_over(Arc::new(move |request: BollardRequest| -> Sent {
+            let (sent, take) = (send(request), take.clone());
+            Box::pin(async move {
+                let response = sent.await?;
+                if !response.status().is_success() {
+                    return Ok(response);
+                }
+                *take.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
+                Err(Error::from(io::Error::other("the response was taken")))
+            })
+        }))?;
+        let ended = ask(docker).await;
+        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (taken, ended) {
+            (Some(response), _) => Ok(response),
+            (None, Err(error)) => Err(error),
+            (None, Ok(_)) => Err(io::Error::other("bollard sent no request").into()),
+        }
+    }
+}
+
+/// bollard with `send` as its transport.
+fn bollard_over(send: SendRequest) -> Result<Docker, Error> {
+    // The host is used only in the Host header.
+    Docker::connect_with_custom_transport(
+        move |request: BollardRequest| send(request),
+        Some("http://docker"),
+        BOLLARD_TIMEOUT_S,
+        API_DEFAULT_VERSION,
+    )
+}
+
+fn sender(socket: &str, consent: &Consent) -> SendRequest {
     let (socket, asked) = (socket.to_string(), consent.clone());
     let connector = tower::service_fn(move |_: hyper::Uri| {
         let (socket, asked) = (socket.clone(), asked.clone());
@@ -67,27 +149,31 @@ pub(super) fn connect(socket: &str, consent: &Consent) -> Result<Docker, Error> 
         .pool_max_idle_per_host(1)
         .build(connector);
     let consent = consent.clone();
-    let send = move |mut request: BollardRequest| {
+    Arc::new(move |mut request: BollardRequest| -> Sent {
         credentials_as_the_engine_reads_them(&mut request);
         let (client, consent) = (client.clone(), consent.clone());
-        async move {
+        Box::pin(async move {
             // Also on a kept connection: an engine that is being stopped goes on serving those.
             obtain(&consent, Contact::Request).await?;
-            Ok(client.request(request).await?)
-        }
-    };
-    // The host is used only in the Host header.
-    Docker::connect_with_custom_transport(
-        send,
-        Some("http://docker"),
-        BOLLARD_TIMEOUT_S,
-        API_DEFAULT_VERSION,
-    )
+            let response = client.request(request).await?;
+            match names_podman(response.headers()) {
+                true => Err(Error::from(io::Error::other(NotDocker("podman".to_string())))),
+                false => Ok(response),
+            }
+        })
+    })
+}
+
+/// `true` if the headers of a response are podman's, which names itself in each of them (`apiWrapper` in
+/// pkg/api/server/handler_api.go of podman).
+fn names_podman(headers: &HeaderMap) -> bool {
+    let server = headers.get(SERVER).and_then(|server| server.to_str().ok()).unwrap_or_default();
+    headers.contains_key("Libpod-API-Version") || server.starts_with("Libpod/")
 }
 
 async fn obtain(consent: &Consent, contact: Contact) -> io::Result<()> {
-    match consent(contact).await {
-        true => Ok(()),
-        false => Err(io::ErrorKind::ConnectionRefused.into()),
-    }
+    consent(contact).await.map_err(|refusal| match refusal {
+        Refusal::StartsEngine => io::ErrorKind::ConnectionRefused.into(),
+        Refusal::NotDocker(name) => io::Error::other(NotDocker(name)),
+    })
 }

@@ -13,19 +13,29 @@ pub(crate) type Changes = Arc<Mutex<Vec<(String, String, Vec<u8>)>>>;
 
 /// Listens on the node's `/run/docker.sock`.
 pub(crate) fn noting_engine(place: &Place) -> Changes {
+    listen(place, "Server: Docker/24.0.0 (linux)\r\n")
+}
+
+/// Listens there as podman, which names itself in the head of every answer (`apiWrapper` in
+/// pkg/api/server/handler_api.go of podman 4.9).
+pub(crate) fn noting_podman(place: &Place) -> Changes {
+    listen(place, "Libpod-API-Version: 4.9.4\r\nServer: Libpod/4.9.4 (linux)\r\n")
+}
+
+fn listen(place: &Place, headers: &'static str) -> Changes {
     std::fs::create_dir_all(place.path("run")).unwrap();
     let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
     let changes = Changes::default();
     let noted = changes.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = engine.accept().await {
-            tokio::spawn(serve(stream, noted.clone()));
+            tokio::spawn(serve(stream, noted.clone(), headers));
         }
     });
     changes
 }
 
-async fn serve(mut stream: UnixStream, changes: Changes) {
+async fn serve(mut stream: UnixStream, changes: Changes, headers: &str) {
     let mut bytes = Vec::new();
     loop {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
@@ -51,8 +61,8 @@ async fn serve(mut stream: UnixStream, changes: Changes) {
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         if path.contains("/events") {
             // Nothing ever happens.
-            let _ =
-                stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            let head = format!("HTTP/1.1 200 OK\r\n{headers}Transfer-Encoding: chunked\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).await;
             return std::future::pending().await;
         }
         let (status, answer) = answer(method, path);
@@ -60,7 +70,7 @@ async fn serve(mut stream: UnixStream, changes: Changes) {
             changes.lock().unwrap().push((method.to_string(), path.to_string(), body));
         }
         let head = format!(
-            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "HTTP/1.1 {status} X\r\n{headers}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             answer.len()
         );
         if stream.write_all((head + &answer).as_bytes()).await.is_err() {
