@@ -14,6 +14,7 @@ use crate::model::code::Code;
 use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::fault::Fault;
 use crate::model::node::{EngineStatus, NodeStatus};
+use crate::plan::mounts;
 
 /// Maximum of callers that wait for an observation.
 const QUEUE: usize = 1024;
@@ -50,7 +51,7 @@ impl Node {
                     ))
                 });
                 let engine = engine_status(seen, socket.clone());
-                let answer = observer.look(pools.ledger(), engine).await.map(Arc::new);
+                let answer = observer.look(pools.ledger(), engine).await.map(judged);
                 for caller in waiting {
                     let _ = caller.send(answer.clone());
                 }
@@ -74,6 +75,12 @@ impl Node {
         })?;
         answer.await.unwrap_or_else(|_| Err(owner_gone()))
     }
+}
+
+/// Adds findings on what was observed.
+fn judged(mut status: NodeStatus) -> Arc<NodeStatus> {
+    status.findings.extend(mounts::finding(status.default_page_size, &status.mounts));
+    Arc::new(status)
 }
 
 fn engine_status(seen: Result<EngineSeen, Fault>, socket: String) -> EngineStatus {

@@ -1,4 +1,4 @@
-//! Cpuset of the engine's containers: the kernel refuses them any CPU outside of it
+//! Cpuset of the engine's containers: the kernel refuses them any CPU and any memory node outside of it
 //! (Documentation/admin-guide/cgroup-v1/cpusets.rst, Documentation/admin-guide/cgroup-v2.rst).
 
 use std::collections::BTreeSet;
@@ -6,16 +6,49 @@ use std::collections::BTreeSet;
 use super::Root;
 use super::cgroup_parent::CgroupParent;
 use super::files::read_list;
+use crate::model::units::NumaNode;
 
-/// Mount points of the cpuset hierarchy, of cgroup v1 and v2, each with the names of its files of available CPUs. In v1
-/// kernels before 3.17 lack the effective one.
-const HIERARCHIES: [(&str, &[&str]); 2] = [
-    ("/sys/fs/cgroup/cpuset", &["cpuset.effective_cpus", "cpuset.cpus"]),
-    ("/sys/fs/cgroup", &["cpuset.cpus.effective"]),
+/// Names of a group's files, the preferred one first.
+type Files = &'static [&'static str];
+
+/// Mount point of a cpuset hierarchy, and the names of a group's files of available CPUs and memory nodes.
+struct Hierarchy {
+    top: &'static str,
+    cpus: Files,
+    memory_nodes: Files,
+}
+
+/// Hierarchies of cgroup v1 and v2. In v1 kernels before 3.17 lack the effective files.
+const HIERARCHIES: [Hierarchy; 2] = [
+    Hierarchy {
+        top: "/sys/fs/cgroup/cpuset",
+        cpus: &["cpuset.effective_cpus", "cpuset.cpus"],
+        memory_nodes: &["cpuset.effective_mems", "cpuset.mems"],
+    },
+    Hierarchy {
+        top: "/sys/fs/cgroup",
+        cpus: &["cpuset.cpus.effective"],
+        memory_nodes: &["cpuset.mems.effective"],
+    },
 ];
 /// CPUs on which containers in the group `parent` may run; `None` if the kernel has no cpuset of them.
 pub fn of_containers(root: &Root, parent: &CgroupParent) -> Option<BTreeSet<u32>> {
-    HIERARCHIES.iter().find_map(|(top, files)| {
+    bound(root, parent, |hierarchy| hierarchy.cpus)
+}
+
+/// NUMA nodes whose memory containers in the group `parent` may use; `None` if the kernel has no cpuset of them.
+pub fn memory_of_containers(root: &Root, parent: &CgroupParent) -> Option<BTreeSet<NumaNode>> {
+    let nodes = bound(root, parent, |hierarchy| hierarchy.memory_nodes)?;
+    Some(nodes.into_iter().map(NumaNode).collect())
+}
+
+fn bound(
+    root: &Root,
+    parent: &CgroupParent,
+    files: impl Fn(&Hierarchy) -> Files,
+) -> Option<BTreeSet<u32>> {
+    HIERARCHIES.iter().find_map(|hierarchy| {
+        let (top, files) = (hierarchy.top, files(hierarchy));
         let whole = effective(root, top, files)?;
         let nearest = parent.groups(root, top).iter().find_map(|it| effective(root, it, files))?;
         // An empty intersection is ignored: the two files were not read at the same moment, or do not mean the same.
@@ -24,12 +57,12 @@ pub fn of_containers(root: &Root, parent: &CgroupParent) -> Option<BTreeSet<u32>
     })
 }
 
-/// CPUs of `group`. `None` if the group does not exist, or has no CPUs yet: a v1 group has none until its creator
-/// assigns some.
-fn effective(root: &Root, group: &str, files: &[&str]) -> Option<BTreeSet<u32>> {
+/// Numbers in the first of `files` that `group` has. `None` if the group does not exist, or is empty: a v1 group is
+/// until its creator assigns CPUs and nodes.
+fn effective(root: &Root, group: &str, files: Files) -> Option<BTreeSet<u32>> {
     let list = |name: &&str| read_list(&root.path(format!("{group}/{name}"))).ok();
-    let cpus = files.iter().find_map(list)?;
-    (!cpus.is_empty()).then(|| cpus.into_iter().collect())
+    let numbers = files.iter().find_map(list)?;
+    (!numbers.is_empty()).then(|| numbers.into_iter().collect())
 }
 
 #[cfg(test)]
@@ -38,13 +71,8 @@ mod tests {
 
     use super::*;
 
-    /// CPUs that containers may use, with these files below `/sys/fs/cgroup`.
-    fn bound(files: &[(&str, &str)]) -> Option<Vec<u32>> {
-        bound_in(&CgroupParent::Default, files)
-    }
-
-    /// As [`bound`], for containers in the group `parent`.
-    fn bound_in(parent: &CgroupParent, files: &[(&str, &str)]) -> Option<Vec<u32>> {
+    /// Node with these files below `/sys/fs/cgroup`.
+    fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         for (name, text) in files {
@@ -52,7 +80,34 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, format!("{text}\n")).unwrap();
         }
+        (folder, root)
+    }
+
+    /// CPUs that containers may use, with these files below `/sys/fs/cgroup`.
+    fn bound(files: &[(&str, &str)]) -> Option<Vec<u32>> {
+        bound_in(&CgroupParent::Default, files)
+    }
+
+    /// As [`bound`], for containers in the group `parent`.
+    fn bound_in(parent: &CgroupParent, files: &[(&str, &str)]) -> Option<Vec<u32>> {
+        let (_folder, root) = node(files);
         of_containers(&root, parent).map(|cpus| cpus.into_iter().collect())
+    }
+
+    #[test]
+    fn memory_of_containers_is_bound_like_their_cpus() {
+        let bound = |files: &[(&str, &str)]| {
+            let (_folder, root) = node(files);
+            memory_of_containers(&root, &CgroupParent::Default)
+                .map(|nodes| nodes.into_iter().map(|it| it.0).collect::<Vec<_>>())
+        };
+        assert_eq!(bound(&[("cpuset.cpus.effective", "0-7")]), None);
+        // The kernel lists only nodes with memory there (Documentation/admin-guide/cgroup-v2.rst).
+        let top = ("cpuset.mems.effective", "1-2");
+        assert_eq!(bound(&[top]), Some(vec![1, 2]));
+        assert_eq!(bound(&[top, ("system.slice/cpuset.mems.effective", "2")]), Some(vec![2]));
+        let (top, docker) = (("cpuset/cpuset.mems", "0-1"), ("cpuset/docker/cpuset.mems", "1"));
+        assert_eq!(bound(&[top, docker]), Some(vec![1]), "an old kernel");
     }
 
     #[test]

@@ -11,7 +11,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_UNLCK, F_WRLCK, SEEK_SET, c_short, flock};
 
 use super::Root;
-use super::files::entries;
+use super::files::{entries, read_text};
+use super::proc_cmdline::shown;
 
 /// Locks of dpkg and apt, in the order in which they are taken.
 const LOCKS: [&str; 4] = [
@@ -66,8 +67,8 @@ pub fn lock_holder(root: &Root) -> Option<String> {
         (seen.l_type != F_UNLCK as c_short && seen.l_pid > 0).then_some(seen.l_pid)
     };
     let pid = LOCKS.iter().find_map(holder)?;
-    let name = fs::read_to_string(root.path(format!("/proc/{pid}/comm"))).unwrap_or_default();
-    Some(format!("process {pid} ({})", name.trim()))
+    let name = read_text(&root.path(format!("/proc/{pid}/comm"))).unwrap_or_default();
+    Some(format!("process {pid} ({})", shown(&name)))
 }
 
 /// States of all packages by name. Of several records for a package the last one counts, which is the newest.
@@ -75,7 +76,9 @@ fn states(root: &Root) -> BTreeMap<String, PackageState> {
     let mut files = vec![root.path("/var/lib/dpkg/status")];
     let newer = entries(&root.path("/var/lib/dpkg/updates")).unwrap_or_default();
     files.extend(newer.into_iter().map(|(_, path)| path));
-    let text: String = files.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
+    // A maintainer's name in another encoding hides no package.
+    let bytes: Vec<u8> = files.iter().filter_map(|path| fs::read(path).ok()).flatten().collect();
+    let text = String::from_utf8_lossy(&bytes);
     let (mut states, mut package) = (BTreeMap::new(), "");
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("Package: ") {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 
 use super::facts::init;
-use super::files::{entries, read_text};
+use super::files::{entries, read_table_text, read_text};
 use super::{HostError, Root};
 use crate::model::engine::Init;
 use crate::model::engine_options::plain_run;
@@ -68,7 +68,7 @@ fn listening_at(root: &Root, socket: &str) -> Result<Vec<String>, HostError> {
     let followed = fs::canonicalize(root.path(socket)).ok();
     let followed = followed.as_deref().and_then(|it| it.strip_prefix(root.path("/")).ok());
     let wanted = followed.map_or(plain_run(socket).to_string(), |it| format!("/{}", it.display()));
-    let table = read_text(&root.path("/proc/1/net/unix"))?;
+    let table = read_table_text(&root.path("/proc/1/net/unix"))?;
     let listening = |line: &str| {
         let mut columns = line.splitn(7, ' ');
         let flags = u32::from_str_radix(columns.nth(3)?, 16).ok()?;
@@ -135,7 +135,8 @@ mod tests {
             0000: 00000002 00000000 00010000 0001 01 4711 /run/docker.sock\n\
             0001: 00000002 00000000 00000000 0001 03 4712 /run/docker.sock\n";
         fs::create_dir_all(root.path("/proc/1/net")).unwrap();
-        fs::write(root.path("/proc/1/net/unix"), table).unwrap();
+        let odd = b"0000: 00000002 00000000 00010000 0001 01 4700 /run/\xff\n".as_slice();
+        fs::write(root.path("/proc/1/net/unix"), [odd, table.as_bytes()].concat()).unwrap();
         opens(1, 4713);
         assert!(may(), "another process listens, whatever its name");
         opens(1, 4711);

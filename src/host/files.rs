@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use super::HostError;
 
 /// Reads the text of a small file without trailing white space, in one read(2) where 4 KiB suffice: the kernel
-/// generates such a text anew for each read.
+/// generates such a text anew for each read. Bytes that are not UTF-8 are replaced, because a process may give itself
+/// any name. Not for a table, of which one read(2) returns the first entries only: see [`read_table_text`].
 ///
 /// # Errors
 /// [`HostError::Read`] with the path.
@@ -22,7 +23,7 @@ pub fn read_text(path: &Path) -> Result<String, HostError> {
         if there == page.len() {
             file.read_to_end(&mut bytes)?;
         }
-        let mut text = String::from_utf8(bytes).map_err(io::Error::other)?;
+        let mut text = text(bytes);
         text.truncate(text.trim_end().len());
         Ok(text)
     };
@@ -43,7 +44,7 @@ pub fn identity(path: &Path) -> Option<FileIdentity> {
     })
 }
 
-/// Reads a file whose size the kernel does not report in advance, such as a mount table.
+/// Reads a file to its end whose size the kernel does not report in advance, such as a mount table.
 ///
 /// # Errors
 /// [`HostError::Read`] with the path.
@@ -56,6 +57,19 @@ pub fn read_table(path: &Path) -> Result<Vec<u8>, HostError> {
         Ok(_) => Ok(bytes),
         Err(source) => Err(HostError::Read { path: path.to_owned(), source }),
     }
+}
+
+/// Reads a table, as [`read_table`] does, and replaces bytes that are not UTF-8.
+///
+/// # Errors
+/// [`HostError::Read`] with the path.
+pub fn read_table_text(path: &Path) -> Result<String, HostError> {
+    Ok(text(read_table(path)?))
+}
+
+/// Text of `bytes`; what is not UTF-8 is replaced.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
 /// Small file of the kernel that is read often and stays open: opening takes five times as long as reading. The kernel
@@ -272,6 +286,20 @@ mod tests {
         for text in ["a", "3-1", "-", "0-4294967295", "1-2-3", "-1", &again] {
             assert!(parse_list(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("comm");
+        for (bytes, text) in [(b"kvm\n".as_slice(), "kvm"), (b"a\xffb \n".as_slice(), "a\u{fffd}b")]
+        {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(read_text(&path).unwrap(), text);
+            let held = HeldFile::new(path.clone());
+            assert_eq!(held.read(|_, read| Ok(read.to_string())).unwrap(), text);
+        }
+        assert_eq!(read_table_text(&path).unwrap(), "a\u{fffd}b \n");
     }
 
     #[test]

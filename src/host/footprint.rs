@@ -8,7 +8,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use procfs::FromRead;
 use procfs::process::Stat;
 
-use super::files::read_table;
+use super::files::read_table_text;
 use super::{HostError, Root};
 use crate::model::footprint::Footprint;
 
@@ -71,8 +71,7 @@ impl OwnProcess {
 /// When `/proc/stat` cannot be read, or has no such line.
 pub(super) fn boot_time(root: &Root) -> Result<Duration, HostError> {
     let path = root.path("/proc/stat");
-    let table = read_table(&path)?;
-    let text = String::from_utf8_lossy(&table);
+    let text = read_table_text(&path)?;
     let line = text.lines().find_map(|line| line.strip_prefix("btime "));
     let seconds: Option<u64> = line.and_then(|seconds| seconds.trim().parse().ok());
     seconds.map(Duration::from_secs).ok_or_else(|| HostError::Parse {

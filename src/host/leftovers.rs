@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use super::files::{entries, read_table};
+use super::files::{entries, read_table_text};
 use super::{HostError, Root};
 
 /// Creates the folder of a target's sockets with `owner` and `mode`; an existing folder stays as it is.
@@ -120,8 +120,7 @@ fn left_memory(root: &Root, huge_dir: &str) -> Result<Vec<PathBuf>, HostError> {
             continue;
         }
         // The map of a process that has exited meanwhile is empty.
-        let maps = read_table(&process.join("maps")).unwrap_or_default();
-        let maps = String::from_utf8_lossy(&maps);
+        let maps = read_table_text(&process.join("maps")).unwrap_or_default();
         orphans.retain(|(name, _)| !maps.lines().any(|line| line.ends_with(name.as_str())));
     }
     Ok(orphans.into_iter().map(|(_, path)| path).collect())

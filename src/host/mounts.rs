@@ -4,22 +4,17 @@
 //! mounts but propagates none back.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount, umount2};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, statfs};
 use nix::sys::statvfs::FsFlags;
 use nix::unistd::{AccessFlags, access};
-use procfs::FromRead;
-use procfs::process::MountInfos;
 use tokio::time::{Instant, sleep};
 
-use super::facts::init;
-use super::files::read_table;
 use super::systemd::Systemd;
-use super::{HostError, Root};
-use crate::model::engine::Init;
+use super::{HostError, Root, facts, mount_table};
 use crate::model::mounts::HugetlbMount;
 use crate::model::units::PageSize;
 
@@ -28,50 +23,26 @@ const SEEN: Duration = Duration::from_secs(5);
 /// Polling interval while waiting for such a mount.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Lists all hugetlbfs mounts as targets see them. Where systemd is PID 1 its mount table is read, because more is
-/// read-only in the agent's unit than on the host.
+/// Lists all hugetlbfs mounts as targets see them, in the order of the mount table.
 ///
 /// # Errors
 /// When the mount table cannot be read.
 pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
-    let is_hugetlbfs_line = |line: &[u8]| line.windows(13).any(|word| word == b" - hugetlbfs ");
-    let infos = mount_infos(root, is_hugetlbfs_line)?;
-    let mounts = infos.into_iter().filter_map(|info| {
-        let size = info.super_options.get("pagesize").cloned().flatten()?.parse().ok()?;
+    let table = mount_table::read(root)?;
+    let mounts = mount_table::mounts(&table, Some("hugetlbfs")).filter_map(|mount| {
+        let page_size = match mount.value("pagesize") {
+            Some(option) => mount_table::page_size(option)?,
+            // A kernel before 4.14 shows the option only if the mount was made with it.
+            None => facts::default_page_size(root)?,
+        };
         // A mount with its own limit refuses files although the pool has pages.
-        let limited = ["size", "nr_inodes"].iter().any(|it| info.super_options.contains_key(*it));
-        let writable = info.mount_options.contains_key("rw")
-            && info.super_options.contains_key("rw")
-            && !limited;
-        let at = info.mount_point.to_string_lossy().into_owned();
-        let reachable = is_hugetlbfs(&root.path(&at), size);
-        Some(HugetlbMount { path: at, page_size: size, writable, reachable })
+        let limited = ["size", "nr_inodes"].iter().any(|it| mount.value(it).is_some());
+        let writable = mount.has("rw") && !limited;
+        let reachable = is_hugetlbfs(&root.path(&mount.at), page_size);
+        let path = mount.at.to_string_lossy().into_owned();
+        Some(HugetlbMount { path, page_size, writable, reachable })
     });
     Ok(mounts.collect())
-}
-
-/// Parses the lines of the mount table for which `matters` is true. The others are skipped: a node with many containers
-/// has thousands.
-fn mount_infos(root: &Root, matters: impl Fn(&[u8]) -> bool) -> Result<MountInfos, HostError> {
-    let (path, table) = mount_table(root)?;
-    let lines = table.split_inclusive(|byte| *byte == b'\n').filter(|line| matters(line));
-    let table: Vec<u8> = lines.flatten().copied().collect();
-    MountInfos::from_read(table.as_slice()).map_err(|e| HostError::Parse {
-        path,
-        value: e.to_string(),
-        expected: "a mount table",
-    })
-}
-
-fn mount_table(root: &Root) -> Result<(PathBuf, Vec<u8>), HostError> {
-    if init(root) == Init::Systemd {
-        let path = root.path("/proc/1/mountinfo");
-        if let Ok(table) = read_table(&path) {
-            return Ok((path, table));
-        }
-    }
-    let path = root.path("/proc/self/mountinfo");
-    Ok((path.clone(), read_table(&path)?))
 }
 
 /// `true` if `path` leads to a usable hugetlbfs with pages of `size`: writable, and without a limit of its own.
@@ -135,9 +106,9 @@ fn is_there(root: &Root, new: NewMount<'_>) -> Result<bool, HostError> {
         return Ok(true);
     }
     let Ok(real) = fs::canonicalize(root.path(new.at)) else { return Ok(false) };
-    // Mounts with names that are not UTF-8 are skipped: none is this one, and they must not fail a prepare.
-    let infos = mount_infos(root, |line| std::str::from_utf8(line).is_ok())?;
-    match infos.into_iter().any(|it| root.path(&it.mount_point) == real) {
+    let table = mount_table::read(root)?;
+    let occupied = mount_table::mounts(&table, None).any(|mount| root.path(&mount.at) == real);
+    match occupied {
         true => Err(HostError::Occupied { path: real }),
         false => Ok(false),
     }
@@ -236,6 +207,25 @@ mod tests {
         assert!(!writable("rw", "ro,pagesize=2M"));
         assert!(!writable("rw", "rw,pagesize=2M,size=1048576K"));
         assert!(!writable("rw", "rw,pagesize=2M,nr_inodes=16"));
+    }
+
+    #[test]
+    fn mount_that_names_no_page_size_has_pages_of_the_default_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/self")).unwrap();
+        // CentOS 7.9, kernel 3.10: what systemd mounted, and what `mount -o pagesize=2MB` did.
+        let table = "37 18 0:32 / /dev/hugepages rw,relatime shared:26 - hugetlbfs hugetlbfs rw,seclabel\n\
+            92 18 0:41 / /mnt/huge\\0402m rw,relatime shared:50 - hugetlbfs none rw,seclabel,pagesize=2MB\n";
+        fs::write(root.path("/proc/self/mountinfo"), table).unwrap();
+        let sizes = || {
+            let mounts = hugetlb_mounts(&root).unwrap().into_iter();
+            mounts.map(|mount| (mount.path, mount.page_size.to_string())).collect::<Vec<_>>()
+        };
+        let named = ("/mnt/huge 2m".to_string(), "2M".to_string());
+        assert_eq!(sizes(), [named.clone()], "the default size is unknown");
+        fs::write(root.path("/proc/meminfo"), "Hugepagesize:    1048576 kB\n").unwrap();
+        assert_eq!(sizes(), [("/dev/hugepages".to_string(), "1G".to_string()), named]);
     }
 
     #[test]

@@ -66,13 +66,16 @@ fn layer() -> io::Result<Vec<u8>> {
 
 /// Libraries and loader that this process has mapped (proc_pid_maps(5)).
 fn libraries() -> io::Result<Vec<PathBuf>> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
+    let maps = fs::read("/proc/self/maps")?;
+    let maps = String::from_utf8_lossy(&maps);
     let executable = fs::read_link(SELF)?;
     let mut found: Vec<PathBuf> = maps
         .lines()
         .filter(|line| line.contains(" r-xp "))
-        .filter_map(|line| line.split_whitespace().nth(5))
-        .filter(|path| path.starts_with('/') && path.contains(".so"))
+        // The path is the last column and may have blanks. Its file may have been replaced since.
+        .filter_map(|line| line.get(line.find('/')?..))
+        .map(|path| path.strip_suffix(" (deleted)").unwrap_or(path))
+        .filter(|path| path.contains(".so"))
         .map(PathBuf::from)
         .filter(|path| *path != executable)
         .collect();

@@ -10,12 +10,14 @@ use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::files::{HeldFile, entries, read_list, read_number, read_table, write_value};
+use super::facts::default_page_size;
+use super::files::{HeldFile, entries, read_list, read_number, read_table_text, write_value};
+use super::numa::{self, NumaFiles};
 use super::{HostError, Root};
+use crate::model::numa::MemoryNodes;
 use crate::model::pools::{Pool, PoolKey};
 use crate::model::units::{NumaNode, PageSize};
 
-const NODES: &str = "/sys/devices/system/node";
 const MACHINE: &str = "/sys/kernel/mm/hugepages";
 
 /// Files of this machine's pools. They are enumerated once: page sizes and NUMA nodes do not change while the machine
@@ -27,6 +29,7 @@ pub struct PoolFiles {
     reserved: Arc<[(PageSize, HeldFile)]>,
     /// File with the list of NUMA nodes that have CPUs; `None` if there is only one node, which has all CPUs.
     cpu_nodes: Option<PathBuf>,
+    numa: NumaFiles,
     cut: Cut,
 }
 
@@ -126,12 +129,9 @@ impl PoolFiles {
     pub fn find(root: &Root) -> Result<PoolFiles, HostError> {
         let machine = folders_by_size(&root.path(MACHINE))?;
         let mut pools = Vec::new();
-        for (name, path) in entries(&root.path(NODES))? {
-            let Some(node) = name.strip_prefix("node").and_then(|n| n.parse().ok()) else {
-                continue;
-            };
+        for (node, path) in numa::nodes(root)? {
             let found = folders_by_size(&path.join("hugepages"))?;
-            let key = |size| PoolKey { size, node: NumaNode(node) };
+            let key = |size| PoolKey { size, node };
             pools.extend(found.iter().map(|(size, path)| PoolFolder::new(key(*size), path)));
         }
         let per_node = !pools.is_empty();
@@ -149,7 +149,8 @@ impl PoolFiles {
         Ok(PoolFiles {
             pools: pools.into(),
             reserved: machine.into_iter().map(reserved).collect(),
-            cpu_nodes: has_many_nodes.then(|| root.path(NODES).join("has_cpu")),
+            cpu_nodes: has_many_nodes.then(|| numa::path(root, "has_cpu")),
+            numa: NumaFiles::find(root)?,
             cut: Cut::default(),
         })
     }
@@ -222,6 +223,11 @@ impl PoolFiles {
         }
     }
 
+    /// Finds the NUMA nodes without memory.
+    pub fn memory_nodes(&self) -> MemoryNodes {
+        self.numa.memory(None)
+    }
+
     fn folder(&self, key: PoolKey) -> Result<&PoolFolder, HostError> {
         self.pools.iter().find(|pool| pool.key == key).ok_or(HostError::NoPool { key })
     }
@@ -241,11 +247,18 @@ fn size_of(folder: &str) -> Option<PageSize> {
 /// Number of 2 MiB pages that the process `pid` has on each NUMA node (`numa_maps` of proc(5)); empty if the kernel
 /// does not report them.
 pub fn hugepages_of(root: &Root, pid: u32) -> BTreeMap<NumaNode, u64> {
-    let maps = read_table(&root.path(format!("/proc/{pid}/numa_maps"))).unwrap_or_default();
-    let maps = String::from_utf8_lossy(&maps);
-    let huge = maps.lines().filter(|line| line.contains(" kernelpagesize_kB=2048"));
+    let maps = read_table_text(&root.path(format!("/proc/{pid}/numa_maps"))).unwrap_or_default();
+    let mut default = None;
+    let mut is_small = |line: &&str| match line.split_once(" kernelpagesize_kB=") {
+        Some((_, size)) => size.split(' ').next() == Some("2048"),
+        // Kernels before 4.0 do not show the size. Most pages there are of the default one.
+        None if line.contains(" huge ") => {
+            *default.get_or_insert_with(|| default_page_size(root)) == Some(PageSize::MIB_2)
+        }
+        None => false,
+    };
     let mut pages = BTreeMap::new();
-    for word in huge.flat_map(str::split_whitespace) {
+    for word in maps.lines().filter(|line| is_small(line)).flat_map(str::split_whitespace) {
         // `N0=256` stands for 256 pages on node 0.
         let on_node = word.strip_prefix('N').and_then(|word| word.split_once('='));
         let read =
@@ -264,7 +277,7 @@ pub fn hugepages_of(root: &Root, pid: u32) -> BTreeMap<NumaNode, u64> {
 /// # Errors
 /// When the file cannot be written.
 pub fn compact(root: &Root, node: NumaNode) -> Result<(), HostError> {
-    let near = root.path(format!("{NODES}/{node}/compact"));
+    let near = numa::path(root, format!("{node}/compact"));
     let path = if near.exists() { near } else { root.path("/proc/sys/vm/compact_memory") };
     write_value(&path, "1")
 }
@@ -275,4 +288,37 @@ pub fn compact(root: &Root, node: NumaNode) -> Result<(), HostError> {
 /// When the file cannot be written.
 pub fn drop_page_cache(root: &Root) -> Result<(), HostError> {
     write_value(&root.path("/proc/sys/vm/drop_caches"), "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn pages_of_a_process_are_counted_with_and_without_their_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/7")).unwrap();
+        let counted = |line: &str| {
+            let other =
+                "7f0000000000 default file=/usr/lib/a\\040N9=1 mapped=3 N0=3 kernelpagesize_kB=4";
+            fs::write(root.path("/proc/7/numa_maps"), format!("{other}\n{line}\n")).unwrap();
+            hugepages_of(&root, 7)
+                .into_iter()
+                .map(|(node, pages)| (node.0, pages))
+                .collect::<Vec<_>>()
+        };
+        // Lines as fs/proc/task_mmu.c writes them since Linux 4.0, and in 3.10.
+        let mapped =
+            "7f1000000000 default file=/anon_hugepage\\040(deleted) huge anon=6 dirty=6 N0=2 N1=4";
+        assert_eq!(counted(&format!("{mapped} kernelpagesize_kB=2048")), [(0, 2), (1, 4)]);
+        assert_eq!(counted(&format!("{mapped} kernelpagesize_kB=20480")), []);
+        assert_eq!(counted(mapped), [], "the default size is unknown");
+        fs::write(root.path("/proc/meminfo"), "Hugepagesize: 2048 kB\n").unwrap();
+        assert_eq!(counted(mapped), [(0, 2), (1, 4)]);
+        fs::write(root.path("/proc/meminfo"), "Hugepagesize: 1048576 kB\n").unwrap();
+        assert_eq!(counted(mapped), []);
+    }
 }

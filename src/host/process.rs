@@ -10,9 +10,9 @@ use procfs::process::Stat;
 use super::Root;
 use super::files::read_table;
 
-/// Parsed `stat` of the process with the folder `folder` (proc_pid_stat(5)). Lines that do not begin as the kernel's
-/// do, `7 (name) S …`, are refused first: the parser fails on them.
-fn stat(folder: &Path) -> Option<Stat> {
+/// Parsed `stat` of the process or thread with the folder `folder` (proc_pid_stat(5)). Lines that do not begin as the
+/// kernel's do, `7 (name) S …`, are refused first: the parser fails on them.
+pub(super) fn stat(folder: &Path) -> Option<Stat> {
     let line = read_table(&folder.join("stat")).ok()?;
     let opens = line.iter().position(|byte| *byte == b'(')?;
     let closes = line.iter().rposition(|byte| *byte == b')')?;
@@ -38,12 +38,7 @@ pub(super) fn name_and_start(root: &Root, pid: u32) -> Option<(String, u64)> {
 
 /// State of the process `pid` (proc_pid_stat(5), `state`); `None` if there is no such process.
 pub(super) fn state(root: &Root, pid: u32) -> Option<char> {
-    state_of(&root.path(format!("/proc/{pid}")))
-}
-
-/// State of the process or thread with the folder `folder`.
-pub(super) fn state_of(folder: &Path) -> Option<char> {
-    stat(folder).map(|stat| stat.state)
+    stat(&root.path(format!("/proc/{pid}"))).map(|stat| stat.state)
 }
 
 /// Folders in which executables are searched, regardless of the agent's own `PATH`.

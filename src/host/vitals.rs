@@ -29,7 +29,8 @@ struct Thread {
     /// Set for an SPDK reactor, which polls without end: a reactor that uses no CPU time is stuck.
     is_reactor: bool,
     can_run: bool,
-    /// CPU time of the thread and its time of waiting for a CPU, in nanoseconds, as text.
+    /// CPU time of the thread and its time of waiting for a CPU, as text; where the kernel does not tell these, its CPU
+    /// time in ticks.
     times: String,
 }
 
@@ -60,11 +61,17 @@ pub fn look(root: &Root, pid: u32) -> Option<VitalsSample> {
     };
     let threads = entries(&folder.join("task")).unwrap_or_default();
     let threads = threads.into_iter().filter_map(|(tid, path)| {
-        let times = read_text(&path.join("schedstat")).ok()?;
-        // The third column, the number of time slices, adds no information.
-        let times = times.rsplit_once(' ').map_or(times.clone(), |(times, _)| times.to_string());
+        let stat = process::stat(&path);
+        let times = match read_text(&path.join("schedstat")) {
+            // The third column, the number of time slices, adds no information.
+            Ok(times) => {
+                times.rsplit_once(' ').map_or(times.clone(), |(times, _)| times.to_string())
+            }
+            // A kernel without these statistics counts in ticks of some milliseconds.
+            Err(_) => stat.as_ref().map(|stat| format!("{} {}", stat.utime, stat.stime))?,
+        };
         let is_reactor = read_text(&path.join("comm")).is_ok_and(|it| it.starts_with("reactor_"));
-        let can_run = process::state_of(&path) == Some('R');
+        let can_run = stat.is_some_and(|stat| stat.state == 'R');
         Some((tid, Thread { is_reactor, can_run, times }))
     });
     let io = read_text(&folder.join("io")).ok();
@@ -214,6 +221,17 @@ mod tests {
         assert_eq!(look().activity, Activity::Paused);
         thaw(&root, 7);
         assert_eq!(look().activity, Activity::Runs);
+        // A kernel without CONFIG_SCHED_INFO (proc_pid_schedstat(5)).
+        for tid in [7, 8] {
+            fs::remove_file(root.path(format!("/proc/7/task/{tid}/schedstat"))).unwrap();
+        }
+        let before = look();
+        assert!(!look().went_on_since(&before));
+        for tid in [7, 8] {
+            let ticks = format!("{tid} (reactor_0) S {}5 6 {}\n", "0 ".repeat(10), "0 ".repeat(37));
+            put(&format!("/proc/7/task/{tid}/stat"), &ticks);
+        }
+        assert!(look().went_on_since(&before), "by the ticks");
         put("/proc/pressure/cpu", "some avg10=95.10 avg60=1.00 avg300=0.50 total=1\n");
         assert!(is_starved(&root));
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::fault::Fault;
+use super::numa::MemoryNodes;
 use super::units::NumaNode;
 
 /// Online logical CPU.
@@ -20,24 +21,34 @@ pub struct Cpu {
     pub id: u32,
     /// NUMA node; node 0 on kernels without NUMA.
     pub node: NumaNode,
-    /// Core within the package.
-    pub core: u32,
-    /// Package (socket).
-    pub package: u32,
-    /// Logical CPUs of the same core, this one included.
+    /// Number of the core, which cores of other dies may have too; `None` if unknown.
+    pub core: Option<u32>,
+    /// Package (socket); `None` if unknown.
+    pub package: Option<u32>,
+    /// Logical CPUs of the same core, this one included; empty if unknown.
     pub siblings: Vec<u32>,
     /// Set if kept from the scheduler (`isolcpus=`).
     pub isolated: bool,
 }
 
-/// Other users of the CPUs.
+impl Cpu {
+    /// `true` if both are threads of one core. Not told by the numbers of the cores, which repeat between dies.
+    pub fn shares_core_with(&self, other: &Cpu) -> bool {
+        self.siblings.contains(&other.id) || other.siblings.contains(&self.id)
+    }
+}
+
+/// Other users of the CPUs, and bounds of the engine's containers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CpuUse {
     /// CPUs on which the engine's containers may run; `None` if nothing confines them.
     pub containers: Option<BTreeSet<u32>>,
+    /// NUMA nodes that have no memory for the engine's containers.
+    pub memory_nodes: MemoryNodes,
     /// Virtual machines, and targets other than the one in question.
     pub holders: Vec<Holder>,
-    /// NUMA nodes without enough free hugepages for the target. Their CPUs are used only if no other node will do.
+    /// NUMA nodes whose CPUs would get too few free hugepages for the target. They are used only if no other node will
+    /// do.
     pub short_nodes: BTreeSet<NumaNode>,
 }
 

@@ -32,6 +32,7 @@ pub mod mounts;
 pub mod names;
 pub mod network;
 pub mod node;
+pub mod numa;
 pub mod observation;
 pub mod path;
 pub mod pattern;

@@ -168,6 +168,9 @@ pub struct NodeStatus {
     pub agent_version: String,
     /// Page sizes that this kernel has pools for.
     pub page_sizes: Vec<PageSize>,
+    /// Size of the pages of a hugetlbfs that is mounted without a size, and of guests that name none.
+    #[serde(default)]
+    pub default_page_size: Option<PageSize>,
     /// Pools by NUMA node and size.
     pub pools: Vec<PoolStatus>,
     /// Pools by size.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::numa::MemoryNodes;
 use super::units::{NumaNode, PageSize};
 
 /// Key of a pool: the hugepages of one size on one NUMA node.
@@ -68,6 +69,8 @@ pub struct PoolsSeen {
     pub reserved: BTreeMap<PageSize, u64>,
     /// Nodes with CPUs: pages are spread over these, not over memory-only (CXL) nodes.
     pub cpu_nodes: Vec<NumaNode>,
+    /// Nodes without memory, which have no pages either.
+    pub memory_nodes: MemoryNodes,
     pub memory: NodeMemory,
 }
 

@@ -254,9 +254,11 @@ impl Step {
             }
             Step::PrepareSockets { .. } => words("unknown", "clear"),
             Step::CreateContainer(spec) => {
-                let cpus = spec.cpus.as_deref().unwrap_or("any");
+                let [cpus, nodes] =
+                    [&spec.cpus, &spec.memory_nodes].map(|it| it.as_deref().unwrap_or("any"));
                 let below = spec.cgroup_parent.as_deref().map(|it| format!(", below {it}"));
-                ("absent".to_string(), format!("CPUs {cpus}{}", below.unwrap_or_default()))
+                let below = below.unwrap_or_default();
+                ("absent".to_string(), format!("CPUs {cpus}, memory of nodes {nodes}{below}"))
             }
             Step::AwaitTarget { .. } => words("no answer", "serving"),
             Step::StopContainer { .. } => words("running", "stopped"),

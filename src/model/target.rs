@@ -255,6 +255,12 @@ impl TargetSeen {
         self.container.as_ref().and_then(ContainerSeen::made_for)
     }
 
+    /// Free 2 MiB pages on these NUMA nodes.
+    pub fn free_pages_on(&self, nodes: &[NumaNode]) -> u64 {
+        let free = nodes.iter().filter_map(|node| self.free_pages.get(node));
+        free.fold(0, |sum, free| sum.saturating_add(*free))
+    }
+
     /// `true` if the target's container runs and its control socket answers.
     pub fn serves(&self) -> bool {
         self.version.is_some() && self.container.as_ref().is_some_and(|seen| seen.running)

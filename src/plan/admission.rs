@@ -128,15 +128,15 @@ pub(super) fn validate_obstacle(spec: &TargetSpec, seen: &TargetSeen) -> Result<
     })
 }
 
-/// Refuses a target that needs more pages than `nodes` have free: it would exit as soon as it starts.
+/// Refuses a target that needs more pages than `nodes`, those of its memory, have free: it would exit as soon as it
+/// starts.
 pub(super) fn validate_memory(
     spec: &TargetSpec,
     pages: u64,
     nodes: &[NumaNode],
     seen: &TargetSeen,
 ) -> Result<(), Fault> {
-    let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
-    let there = nodes.iter().map(free).sum::<u64>() + seen.returning_pages;
+    let there = seen.free_pages_on(nodes).saturating_add(seen.returning_pages);
     if seen.free_pages.is_empty() || there >= pages {
         return Ok(());
     }
@@ -145,7 +145,7 @@ pub(super) fn validate_memory(
     let on: Vec<String> = nodes.iter().map(ToString::to_string).collect();
     let flags: String = nodes.iter().map(|node| format!(" --node {}", node.0)).collect();
     let text = format!(
-        "{} takes {pages} pages of 2 MiB (memory_mib {}, for {} volumes) on the node of its cores, {}, and of free ones \
+        "{} takes {pages} pages of 2 MiB (memory_mib {}, for {} volumes) beside its cores, on {}, and of free ones \
          {}: prepare as many there and {PROBE_PAGES} for deep probes (`vhost-agent prepare{flags} --pages {}`), with \
          {PAGES_PER_GIB} more for each GiB of the guests that are to start, let it take less, or name cores of another node",
         spec.name,

@@ -80,7 +80,7 @@ pub(super) fn container(
     // The label has no image URL, which may give access to the image, and which everybody who may query the engine
     // would see. A memory size that was chosen is recorded like one that was requested.
     let known = TargetSpec { image_url: None, memory_by_volumes: false, ..spec.clone() };
-    let nodes: Vec<String> = chosen.nodes.iter().map(|node| node.0.to_string()).collect();
+    let nodes: Vec<String> = chosen.memory_nodes.iter().map(|node| node.0.to_string()).collect();
     let mut made = ContainerSpec {
         name: spec.name.to_string(),
         image,

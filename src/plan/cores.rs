@@ -2,37 +2,39 @@
 //! one NUMA node.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::pins::Pins;
 use crate::model::code::Code;
 use crate::model::cpu::{CoreList, Cpu, CpuUse};
 use crate::model::fault::{Fault, Finding};
+use crate::model::numa::MemoryNodes;
 use crate::model::target::CoreRequest;
 use crate::model::units::NumaNode;
 
-/// Chosen CPUs, and the NUMA nodes that they are on.
+/// Chosen CPUs, and the NUMA nodes of their memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chosen {
     pub cores: CoreList,
-    pub nodes: Vec<NumaNode>,
+    /// Nodes of the CPUs; for a node without memory the nearest ones that have some.
+    pub memory_nodes: Vec<NumaNode>,
     /// Further CPUs, for the threads that are no reactors. DPDK's thread that accepts the guests' connections would
     /// otherwise run on a reactor's CPU, which SPDK in interrupt mode does not survive. `None` if there are no further
     /// CPUs.
     pub housekeeping: Option<CoreList>,
-    /// Findings on virtual machines and other targets that share `cores`.
+    /// Findings on virtual machines and other targets that share `cores`, and on memory far away.
     pub findings: Vec<Finding>,
 }
 
 /// Chooses CPUs among those that are online and on which containers may run.
 ///
 /// A list of CPUs is taken as it is. A count is filled from one node that has as many usable CPUs. Of several nodes,
-/// the best one has, in this order of weight: enough free memory, the least harm to other users of its CPUs, the most
-/// physical cores among the CPUs taken, the most free CPUs.
+/// the best one has, in this order of weight: enough free memory, the least harm to other users of its CPUs, memory of
+/// its own, the most physical cores among the CPUs taken, the most free CPUs.
 ///
 /// On that node, CPUs that harm others least are taken first. Of these, one thread of each core comes before the second
-/// threads, and a higher number before a lower one. CPU 0 is taken only if it is the only usable one, an isolated CPU
-/// never.
+/// threads, and a higher number before a lower one. CPU 0 is taken only if it is the only usable one; an isolated CPU
+/// never, nor one whose siblings are unknown, which may share the core of a virtual machine.
 ///
 /// # Errors
 /// When a listed CPU is missing, offline or closed to containers, or no node has as many CPUs. The fault has the
@@ -46,11 +48,30 @@ pub fn choose(request: &CoreRequest, cpus: &[Cpu], used: &CpuUse) -> Result<Chos
     let mut nodes: Vec<NumaNode> = chosen.iter().map(|cpu| cpu.node).collect();
     nodes.sort_unstable();
     nodes.dedup();
+    let memory_nodes = used.memory_nodes.beside_all(nodes.iter().copied());
     let cores = CoreList::of(chosen.iter().map(|cpu| cpu.id).collect()).ok_or_else(|| {
         Fault::new(Code::InvalidCores, "no core is no list of cores: ask for one")
     })?;
     let housekeeping = CoreList::of(housekeeping(&chosen, cpus, used, &pins));
-    Ok(Chosen { cores, nodes, housekeeping, findings: pins.findings(&chosen) })
+    let mut findings = pins.findings(&chosen);
+    findings.extend(remote_memory(&nodes, &used.memory_nodes));
+    Ok(Chosen { cores, memory_nodes, housekeeping, findings })
+}
+
+/// Finding on those of `nodes`, the nodes of chosen CPUs, that have no memory.
+fn remote_memory(nodes: &[NumaNode], memory: &MemoryNodes) -> Option<Finding> {
+    let lacking = || nodes.iter().copied().filter(|node| memory.lacks(*node));
+    let list = |nodes: Vec<NumaNode>| {
+        nodes.iter().map(NumaNode::to_string).collect::<Vec<_>>().join(" and ")
+    };
+    let (on, from) = (list(lacking().collect()), list(memory.beside_all(lacking())));
+    (!on.is_empty()).then(|| {
+        let text = format!(
+            "on {on}, where the target has cores, is no memory, or none that the engine's containers may use: the \
+             target gets that of {from}, the nearest, which takes longer to reach; name cores of another node (cores)"
+        );
+        Finding::new(Code::MemoryRemote, text)
+    })
 }
 
 /// CPUs for housekeeping: online, open to containers, not isolated and not among `chosen`. The result is the first of
@@ -93,7 +114,7 @@ fn so_many<'a>(
     pins: &Pins<'_>,
 ) -> Result<Vec<&'a Cpu>, Fault> {
     let mut usable: Vec<&Cpu> =
-        cpus.iter().filter(|cpu| !cpu.isolated && may_run(cpu, used)).collect();
+        cpus.iter().filter(|cpu| is_for_targets(cpu) && may_run(cpu, used)).collect();
     if usable.len() > 1 {
         usable.retain(|cpu| cpu.id != 0);
     }
@@ -105,18 +126,15 @@ fn so_many<'a>(
         .into_values()
         .filter(|cpus| cpus.len() >= count)
         .map(|cpus| in_order(cpus, pins))
-        .max_by_key(|order| {
-            let is_short = order.first().is_some_and(|cpu| used.short_nodes.contains(&cpu.node));
-            (!is_short, merit(order, count, pins))
-        });
+        .max_by_key(|order| merit(order, count, used, pins));
     best.map(|mut order| {
         order.truncate(count);
         order
     })
     .ok_or_else(|| {
         let text = format!(
-            "no NUMA node has {count} cores to give (CPU 0 and isolated CPUs are left alone); {}: ask \
-             for fewer, or name them",
+            "no NUMA node has {count} cores to give (CPU 0, isolated CPUs and those of unknown siblings are left \
+             alone); {}: ask for fewer, or name them",
             topology(cpus, used)
         );
         Fault::new(Code::CoresImpossible, text)
@@ -124,38 +142,45 @@ fn so_many<'a>(
 }
 
 /// Values by which nodes are compared, the first before the others; more is better. `order` has the CPUs of one node,
-/// of which the first `count` would be taken. The values are the smallest room of a taken CPU ([`Pins::room`]), the
-/// number of physical cores among the taken CPUs, and the number of CPUs in `order` to whose cores nobody is held.
+/// of which the first `count` would be taken. The values are 1 if enough memory is free, the smallest room of a taken
+/// CPU ([`Pins::room`]), 1 if the node has memory, the number of physical cores among the taken CPUs, and the number of
+/// CPUs in `order` to whose cores nobody is held.
 ///
 /// Nodes are compared in the order of their numbers, and of equal ones the last is chosen.
-fn merit(order: &[&Cpu], count: usize, pins: &Pins<'_>) -> (usize, usize, usize) {
+fn merit(order: &[&Cpu], count: usize, used: &CpuUse, pins: &Pins<'_>) -> [usize; 5] {
+    let node = order.first().map(|cpu| cpu.node);
+    let has_enough = node.is_none_or(|node| !used.short_nodes.contains(&node));
+    let is_near = node.is_none_or(|node| !used.memory_nodes.lacks(node));
     let taken = || order.iter().take(count);
     let room = taken().map(|cpu| pins.room(cpu)).min().unwrap_or_default();
-    let cores = taken().map(|cpu| (cpu.package, cpu.core)).collect::<BTreeSet<_>>().len();
+    let is_first = |(at, cpu): &(usize, &&Cpu)| {
+        !order.iter().take(*at).any(|before| before.shares_core_with(cpu))
+    };
+    let cores = taken().enumerate().filter(is_first).count();
     let free = order.iter().filter(|cpu| pins.room(cpu) == usize::MAX).count();
-    (room, cores, free)
+    [has_enough.into(), room, is_near.into(), cores, free]
 }
 
 /// CPUs of one node in the order in which they are taken. Those with the most room ([`Pins::room`]) come first. Of
 /// these, one thread of each core comes before the second threads, and a higher number before a lower one.
 fn in_order<'a>(mut cpus: Vec<&'a Cpu>, pins: &Pins<'_>) -> Vec<&'a Cpu> {
     cpus.sort_by_key(|cpu| Reverse(cpu.id));
-    let mut seen = Vec::new();
-    let mut seconds = Vec::new();
-    let mut order = Vec::new();
+    let (mut order, mut seconds) = (Vec::<&Cpu>::new(), Vec::new());
     for cpu in cpus {
-        match seen.contains(&(cpu.package, cpu.core)) {
+        match order.iter().any(|first| first.shares_core_with(cpu)) {
             true => seconds.push(cpu),
-            false => {
-                seen.push((cpu.package, cpu.core));
-                order.push(cpu);
-            }
+            false => order.push(cpu),
         }
     }
     order.extend(seconds);
     // A stable sort keeps the order of equals.
     order.sort_by_key(|cpu| Reverse(pins.room(cpu)));
     order
+}
+
+/// `true` if that CPU may be taken without being named.
+fn is_for_targets(cpu: &Cpu) -> bool {
+    !cpu.isolated && !cpu.siblings.is_empty()
 }
 
 fn may_run(cpu: &Cpu, used: &CpuUse) -> bool {

@@ -1,14 +1,20 @@
 //! Machines of all kinds, and who gets which of their CPUs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::cpu::{Holder, HolderKind};
+use crate::model::numa::MemoryNodes;
 
 /// Nobody else is there.
-const FREE: CpuUse = CpuUse { containers: None, holders: Vec::new(), short_nodes: BTreeSet::new() };
+const FREE: CpuUse = CpuUse {
+    containers: None,
+    memory_nodes: MemoryNodes { distances: BTreeMap::new() },
+    holders: Vec::new(),
+    short_nodes: BTreeSet::new(),
+};
 
 /// `nodes` nodes with `cores` cores of two threads each; threads are numbered as Linux does on x86:
 /// first one of each core, then the others.
@@ -18,7 +24,8 @@ fn machine(nodes: u32, cores: u32) -> Vec<Cpu> {
         let core = id % all;
         let siblings = vec![core, core + all];
         let node = NumaNode(core / cores);
-        Cpu { id, node, core, package: core / cores, siblings, isolated: false }
+        let package = Some(core / cores);
+        Cpu { id, node, core: Some(core), package, siblings, isolated: false }
     };
     (0..all * 2).map(cpu).collect()
 }
@@ -31,7 +38,10 @@ fn chosen(count: u32, cpus: &[Cpu]) -> Vec<u32> {
 fn distinct_cores_of_one_node_come_first_and_second_threads_last() {
     let cpus = machine(2, 4);
     let chose = choose(&CoreRequest::Count(2), &cpus, &FREE).unwrap();
-    assert_eq!((chose.cores.as_slice(), &chose.nodes[..]), (&[14, 15][..], &[NumaNode(1)][..]));
+    assert_eq!(
+        (chose.cores.as_slice(), &chose.memory_nodes[..]),
+        (&[14, 15][..], &[NumaNode(1)][..])
+    );
     assert_eq!(chosen(4, &cpus), [12, 13, 14, 15]);
     assert_eq!(chosen(5, &cpus), [7, 12, 13, 14, 15], "a second thread when cores are out");
     let fault = choose(&CoreRequest::Count(9), &cpus, &FREE).unwrap_err();
@@ -72,7 +82,7 @@ fn a_list_is_honoured_and_one_that_cannot_be_is_refused_with_the_topology() {
     let cpus = machine(2, 2);
     let request = |text: &str| CoreRequest::These(text.parse().unwrap());
     let chose = choose(&request("[0,6]"), &cpus, &FREE).unwrap();
-    assert_eq!((chose.cores.as_slice(), chose.nodes.len()), (&[0, 6][..], 2));
+    assert_eq!((chose.cores.as_slice(), chose.memory_nodes.len()), (&[0, 6][..], 2));
     let fault = choose(&request("[1,8]"), &cpus, &FREE).unwrap_err();
     assert!(fault.text.contains("core 8") && fault.text.contains("node0 has"), "{fault}");
 }
@@ -185,6 +195,67 @@ fn another_targets_cores_are_the_last_to_be_taken() {
     assert_eq!(codes, [Code::CoresSharedWithVms, Code::CoresSharedWithTargets]);
 }
 
+#[test]
+fn physical_cores_are_told_by_siblings_not_by_numbers_that_repeat() {
+    // github.com/canonical/lxd/issues/7116: an Opteron 6000, whose two dies have the same numbers of cores. Here two
+    // dies with two cores each, in one node.
+    let mut cpus = machine(1, 4);
+    for cpu in &mut cpus {
+        (cpu.core, cpu.package) = (Some(cpu.id % 2), Some(0));
+    }
+    assert_eq!(chosen(4, &cpus), [4, 5, 6, 7], "4 cores, none twice");
+    let pinned = vec![vm("web", &[&[3]])];
+    assert_eq!(beside(3, &cpus, pinned), (vec![4, 5, 6], vec![]));
+    // A core with a list of one thread only, which the other thread's list contradicts.
+    cpus[7].siblings = vec![7];
+    assert_eq!(chosen(5, &cpus), [3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn cpu_of_unknown_siblings_is_taken_only_if_it_is_named() {
+    let mut cpus = machine(1, 2);
+    cpus[3].siblings.clear();
+    assert_eq!(chosen(1, &cpus), [2]);
+    let fault = choose(&CoreRequest::Count(3), &cpus, &FREE).unwrap_err();
+    assert!(fault.text.contains("unknown siblings"), "{fault}");
+    let named = choose(&CoreRequest::These("[3]".parse().unwrap()), &cpus, &FREE).unwrap();
+    assert_eq!(
+        (named.cores.as_slice(), named.housekeeping.unwrap().as_slice().len()),
+        (&[3][..], 3)
+    );
+}
+
+#[test]
+fn cores_on_a_node_without_memory_get_that_of_the_nearest_nodes() {
+    // github.com/numactl/numactl/issues/165: nodes 0 and 3 have no memory, and all are equally far.
+    let cpus = machine(4, 2);
+    let far = BTreeMap::from([(NumaNode(1), 12), (NumaNode(2), 12)]);
+    let memory_nodes =
+        MemoryNodes { distances: [(NumaNode(0), far.clone()), (NumaNode(3), far)].into() };
+    let used = CpuUse { memory_nodes, ..FREE };
+    let took = |request: CoreRequest, used: &CpuUse| {
+        let chose = choose(&request, &cpus, used).unwrap();
+        let nodes: Vec<u32> = chose.memory_nodes.iter().map(|node| node.0).collect();
+        let codes: Vec<Code> = chose.findings.iter().map(|finding| finding.code).collect();
+        (chose.cores.to_string(), nodes, codes)
+    };
+    let these = |cores: &str| CoreRequest::These(cores.parse().unwrap());
+    let far = vec![Code::MemoryRemote];
+    assert_eq!(took(CoreRequest::Count(2), &used), ("12,13".into(), vec![2], vec![]));
+    assert_eq!(took(these("[7]"), &used), ("7".into(), vec![1, 2], far.clone()));
+    assert_eq!(took(these("[3,7]"), &used), ("3,7".into(), vec![1, 2], far.clone()));
+    assert_eq!(took(these("[3]"), &used), ("3".into(), vec![1], vec![]));
+    let text = choose(&these("[0,7]"), &cpus, &used).unwrap().findings[0].text.clone();
+    assert!(text.contains("on node0 and node3") && text.contains("of node1 and node2"), "{text}");
+    // Nobody else's CPUs are taken to be near memory, but memory that is there comes first.
+    let holders = vec![vm("a", &[&[2], &[3]]), vm("b", &[&[4], &[5]])];
+    let beside_vms = CpuUse { holders, ..used.clone() };
+    assert_eq!(took(CoreRequest::Count(1), &beside_vms), ("15".into(), vec![1, 2], far));
+    let short_nodes = BTreeSet::from([NumaNode(0), NumaNode(3)]);
+    let short = CpuUse { short_nodes, ..beside_vms };
+    assert_eq!(took(CoreRequest::Count(1), &short).1, [2]);
+}
+
 /// Some machine: its CPUs, and who uses them.
 fn played() -> impl Strategy<Value = (Vec<Cpu>, CpuUse)> {
     let lists = prop::collection::vec(prop::collection::vec(0u32..24, 1..6), 0..4);
@@ -238,8 +309,8 @@ proptest! {
             return Ok(());
         };
         let ids = chose.cores.as_slice();
-        prop_assert_eq!((ids.len(), chose.nodes.len()), (count as usize, 1));
-        let node = chose.nodes[0].0;
+        prop_assert_eq!((ids.len(), chose.memory_nodes.len()), (count as usize, 1));
+        let node = chose.memory_nodes[0].0;
         prop_assert!(ids.iter().all(|id| on(node).any(|cpu| cpu.id == *id)), "{:?}", ids);
         let (taken, left): (Vec<&Cpu>, Vec<&Cpu>) = on(node).partition(|cpu| ids.contains(&cpu.id));
         let held = |cpu: &Cpu| is_held(cpu, &cpus, &used);

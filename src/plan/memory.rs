@@ -72,8 +72,8 @@ mod tests {
         let cpu = Cpu {
             id: 0,
             node: NumaNode(0),
-            core: 0,
-            package: 0,
+            core: Some(0),
+            package: Some(0),
             siblings: vec![0],
             isolated: false,
         };

@@ -221,7 +221,7 @@ impl TargetPlan {
         let chosen = choose_cores(spec, pages, seen);
         let memory = chosen
             .as_ref()
-            .map_or(Ok(()), |chosen| validate_memory(spec, pages, &chosen.nodes, seen));
+            .map_or(Ok(()), |chosen| validate_memory(spec, pages, &chosen.memory_nodes, seen));
         let limit = validate_limit(spec, pages, seen);
         let bounds = authorize_bounds(spec, seen, policy);
         // A caller that names a path or an image outside of its bounds learns nothing else about it.
@@ -254,10 +254,13 @@ impl TargetPlan {
     }
 }
 
-/// Chooses cores, on a NUMA node with so many free pages if there is one.
+/// Chooses cores, on a NUMA node with so many free pages if there is one. The pages for a node without memory are those
+/// of the nearest ones.
 fn choose_cores(spec: &TargetSpec, pages: u64, seen: &TargetSeen) -> Result<Chosen, Fault> {
-    let free = |node: &NumaNode| seen.free_pages.get(node).copied().unwrap_or_default();
-    let is_short = |node: &NumaNode| free(node) + seen.returning_pages < pages;
+    let is_short = |node: &NumaNode| {
+        let free = seen.free_pages_on(&seen.cpu_use.memory_nodes.beside(*node));
+        free.saturating_add(seen.returning_pages) < pages
+    };
     let short_nodes = seen.cpus.iter().map(|cpu| cpu.node).filter(is_short).collect();
     let cpu_use = CpuUse { short_nodes, ..seen.cpu_use.clone() };
     cores::choose(&spec.cores, &seen.cpus, &cpu_use)

@@ -44,8 +44,8 @@ pub(super) fn seen() -> TargetSeen {
     let cpu = |id| Cpu {
         id,
         node: NumaNode(0),
-        core: id,
-        package: 0,
+        core: Some(id),
+        package: Some(0),
         siblings: vec![id],
         isolated: false,
     };

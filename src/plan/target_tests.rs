@@ -1,9 +1,12 @@
 //! Every situation that a target can be found in.
 
+use std::collections::BTreeMap;
+
 use super::super::target_fixture::*;
 use super::*;
 use crate::model::cpu::{Cpu, CpuUse, Holder, HolderKind};
 use crate::model::image::Download;
+use crate::model::numa::MemoryNodes;
 use crate::model::pools::PageLimit;
 use crate::model::step::ImageSource;
 use crate::model::target::{CoreRequest, TargetKind};
@@ -93,6 +96,29 @@ fn a_limit_that_leaves_too_few_pages_is_named_before_it_starts() {
     assert!(plan.findings.iter().any(|finding| finding.code == Code::PageLimitTooLow));
     let unsized_one = TargetSpec { kind: TargetKind::Zbs, ..spec };
     assert!(ensured(&unsized_one, LEAVE, &with(257)).is_ok(), "nobody knows what it takes");
+}
+
+#[test]
+fn target_on_a_node_without_memory_gets_pages_of_the_nearest_ones() {
+    let spec = TargetSpec {
+        kind: TargetKind::Spdk,
+        memory_mib: 512,
+        cores: CoreRequest::These("[1]".parse().unwrap()),
+        ..spec()
+    };
+    let far = BTreeMap::from([(NumaNode(1), 12), (NumaNode(2), 12), (NumaNode(3), 32)]);
+    let memory_nodes = MemoryNodes { distances: [(NumaNode(0), far)].into() };
+    let with = |pages: [u64; 3]| TargetSeen {
+        cpu_use: CpuUse { memory_nodes: memory_nodes.clone(), ..CpuUse::default() },
+        free_pages: (1..).map(NumaNode).zip(pages).collect(),
+        ..seen()
+    };
+    let plan = ensured(&spec, LEAVE, &with([100, 156, 0])).unwrap();
+    assert_eq!(made(&plan).memory_nodes.as_deref(), Some("1,2"));
+    assert!(plan.findings.iter().any(|finding| finding.code == Code::MemoryRemote));
+    let fault = ensured(&spec, LEAVE, &with([100, 155, 999])).unwrap_err();
+    assert_eq!(fault.code, Code::MemoryImpossible);
+    assert!(fault.text.contains("on node1 and node2"), "{fault}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod device;
 mod fallback;
 mod http;
 mod lifecycle;
+mod machines;
 mod metrics;
 mod needs;
 mod newer_controllers;

@@ -519,13 +519,13 @@ async fn a_missing_counter_is_named_and_the_rest_is_shown() {
 }
 
 #[tokio::test]
-async fn memory_information_without_what_is_available_stops_a_growth() {
+async fn memory_information_without_what_is_available_or_free_stops_a_growth() {
     let place = Place::on("two-node").mounted();
     let agent = place.ready().await;
     let without: String = place
         .read("proc/meminfo")
         .lines()
-        .filter(|line| !line.starts_with("MemAvailable"))
+        .filter(|line| !line.starts_with("MemAvailable") && !line.starts_with("MemFree"))
         .map(|line| format!("{line}\n"))
         .collect();
     place.write("proc/meminfo", &without);

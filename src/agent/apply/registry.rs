@@ -99,7 +99,14 @@ impl<C: Containers> RegistryPuller<C> {
             path => {
                 let at = self.root.path(path);
                 let read = blocking(move || files::read_text(&at)).await.map_err(|e| e.text)?;
-                Secret::new(read.map_err(|e| format!("no password for {registry}: {}", chain(&e)))?)
+                let text =
+                    read.map_err(|e| format!("no password for {registry}: {}", chain(&e)))?;
+                if text.contains(char::REPLACEMENT_CHARACTER) {
+                    return Err(format!(
+                        "no password for {registry}: {path} is not UTF-8: write it again as UTF-8"
+                    ));
+                }
+                Secret::new(text)
             }
         };
         Ok(Some(Credentials { username: login.username.clone(), password }))

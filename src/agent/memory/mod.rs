@@ -323,21 +323,30 @@ impl MemoryWork {
             report.mounts.push(path);
             return Ok(());
         }
-        let step = match mounts::plan(size, &self.observer.mounts()?, &self.mount) {
+        let (default, seen) = (self.observer.default_size(), self.observer.mounts()?);
+        let (steps, finding) = match mounts::plan(size, default, &seen, &self.mount) {
             MountPlan::Use(path) => {
                 self.mounted.insert(size, path.clone());
                 report.mounts.push(path);
                 return Ok(());
             }
-            MountPlan::Make(step) => step,
+            MountPlan::Make { steps, finding } => (steps, finding),
         };
-        let Step::Mount { path, .. } = &step else { return Ok(()) };
-        report.mounts.push(path.clone());
-        if dry_run {
-            report.steps.push(StepReport::planned(&step));
-            return Ok(());
+        report.findings.extend(finding);
+        for step in &steps {
+            let Step::Mount { path, size: made } = step else { continue };
+            report.mounts.extend((*made == size).then(|| path.clone()));
+            if !dry_run {
+                self.simply(step, report, || self.applier.mount(path, *made))?;
+                continue;
+            }
+            let planned = StepReport::planned(step);
+            // A mount for guests may be planned before, as one of its own size.
+            if !report.steps.contains(&planned) {
+                report.steps.push(planned);
+            }
         }
-        self.simply(&step, report, || self.applier.mount(path, size))
+        Ok(())
     }
 
     /// Returns the mount that was found or made before, if it is still usable.

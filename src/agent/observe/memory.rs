@@ -70,6 +70,7 @@ impl MemoryObserver {
             pools: self.files.read_sizes(sizes)?,
             reserved: self.files.reserved(sizes)?,
             cpu_nodes: self.files.cpu_nodes()?,
+            memory_nodes: self.files.memory_nodes(),
             memory,
         })
     }
@@ -88,6 +89,11 @@ impl MemoryObserver {
     /// When the mount table cannot be read.
     pub fn mounts(&self) -> Result<Vec<HugetlbMount>, Fault> {
         Ok(mounts::hugetlb_mounts(&self.root)?)
+    }
+
+    /// Reads the default size of hugepages; `None` if the kernel has none.
+    pub fn default_size(&self) -> Option<PageSize> {
+        facts::default_page_size(&self.root)
     }
 
     /// `true` if `path` leads to a usable hugetlbfs with pages of that size.

@@ -43,6 +43,7 @@ impl NodeObserver {
             kernel: or_empty(facts::kernel(root), &mut errors),
             agent_version: env!("CARGO_PKG_VERSION").to_string(),
             page_sizes: seen.sizes(),
+            default_page_size: self.memory.default_size(),
             pools: seen
                 .pools
                 .iter()

@@ -6,6 +6,7 @@ use super::blocking;
 use crate::host::cgroup_parent::CgroupParent;
 use crate::host::engine_process::engine_process;
 use crate::host::leftovers::left_pages;
+use crate::host::numa::NumaFiles;
 use crate::host::pools::{PoolFiles, hugepages_of};
 use crate::host::{
     HostError, Root, cpu_users, cpus, cpuset, daemon_json, hugetlb_limit, mounts, own_image,
@@ -47,12 +48,17 @@ pub(super) async fn cpu_use(
     own: Option<u32>,
 ) -> Result<CpuUse, Fault> {
     let (root, engine) = (root.clone(), engine.clone());
-    let look = move || CpuUse {
-        containers: cpuset::of_containers(&root, &cgroup_parent(&root, &engine)),
-        holders: cpu_users::holders(&root, own),
-        ..CpuUse::default()
+    let look = move || -> Result<CpuUse, Fault> {
+        let parent = cgroup_parent(&root, &engine);
+        let memory = cpuset::memory_of_containers(&root, &parent);
+        Ok(CpuUse {
+            containers: cpuset::of_containers(&root, &parent),
+            memory_nodes: NumaFiles::find(&root)?.memory(memory.as_ref()),
+            holders: cpu_users::holders(&root, own),
+            ..CpuUse::default()
+        })
     };
-    blocking(look).await
+    blocking(look).await?
 }
 
 /// Group of the engine's containers, by the options of the running engine.

@@ -1,6 +1,7 @@
 //! Every branch of the pool planner, on machines made by hand.
 
 use super::*;
+use crate::model::numa::MemoryNodes;
 use crate::model::pools::{NodeMemory, Placement, Pool};
 use crate::model::units::{NumaNode, PageSize};
 
@@ -29,6 +30,7 @@ pub(super) fn machine(pools: &[(u64, u64, u64)]) -> PoolsSeen {
         cpu_nodes: pools.iter().map(|pool| pool.key.node).collect(),
         pools,
         reserved: BTreeMap::new(),
+        memory_nodes: MemoryNodes::default(),
         memory: NodeMemory { total_kib: 64 * 1024 * MIB, available_kib: 64 * 1024 * MIB },
     }
 }
@@ -119,6 +121,38 @@ fn pages_are_not_spread_over_nodes_without_processors() {
     let mut seen = machine(&[(0, 0, 0), (0, 0, 0)]);
     seen.cpu_nodes = vec![NumaNode(0)];
     assert_eq!(adds(&decide(&[want(10)], &seen, &Trials::new())), pages(&[(0, 10)]));
+}
+
+#[test]
+fn nodes_without_memory_get_no_pages_and_theirs_lie_on_the_nearest_ones() {
+    // Since Linux 6.1 each node has pools; nodes 0 and 3 have no memory, node 4 has no CPUs.
+    let mut seen = machine(&[(0, 0, 0); 5]);
+    seen.cpu_nodes.pop();
+    let to = |list: [(u32, u32); 3]| BTreeMap::from(list.map(|(node, far)| (NumaNode(node), far)));
+    let distances = BTreeMap::from([
+        (NumaNode(0), to([(1, 12), (2, 12), (4, 32)])),
+        (NumaNode(3), to([(1, 32), (2, 12), (4, 32)])),
+    ]);
+    seen.memory_nodes = MemoryNodes { distances };
+    let added = |seen: &PoolsSeen, want| adds(&decide(&[want], seen, &Trials::new()));
+    assert_eq!(added(&seen, want(100)), pages(&[(1, 50), (2, 50)]));
+    assert_eq!(added(&seen, bound(100, &[0])), pages(&[(1, 50), (2, 50)]));
+    assert_eq!(added(&seen, bound(100, &[3])), pages(&[(2, 100)]));
+    assert_eq!(added(&seen, bound(100, &[3, 4])), pages(&[(2, 50), (4, 50)]));
+    // Another node makes up for a shortfall, but none of these.
+    let trials = Trials::from([(key(2), trial(Effort::Compacted, 100, 0))]);
+    let moving = PoolWant { move_shortfall: true, ..bound(100, &[3]) };
+    assert_eq!(adds(&decide(&[moving], &seen, &trials)), pages(&[(1, 50), (4, 50)]));
+    // Older kernels have no pools of such nodes, and an unknown node is refused there too.
+    seen.pools.retain(|pool| [1, 2, 4].contains(&pool.key.node.0));
+    assert_eq!(added(&seen, bound(100, &[0])), pages(&[(1, 50), (2, 50)]));
+    match decide(&[bound(100, &[7])], &seen, &Trials::new()) {
+        Decision::Refused(fault) => assert_eq!(fault.code, Code::NoSuchNode),
+        other => panic!("{other:?}"),
+    }
+    // All CPUs are on nodes without memory.
+    seen.cpu_nodes = vec![NumaNode(3)];
+    assert_eq!(added(&seen, want(100)), pages(&[(2, 100)]));
 }
 
 #[test]

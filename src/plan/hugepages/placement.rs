@@ -14,8 +14,8 @@ impl Round<'_> {
             return Err(Fault::new(
                 Code::PageSizeUnsupported,
                 format!(
-                    "this kernel has no pool of {} pages (it has: {}); for 1G pages the CPU must have \
-                     the flag pdpe1gb",
+                    "this kernel has no pool of {} pages (it has: {}); for 1G pages an x86 CPU must have \
+                     the flag pdpe1gb, and kernels with base pages of 16 or 64 KiB have other sizes",
                     want.size,
                     if sizes.is_empty() { "none".to_string() } else { sizes.join(", ") }
                 ),
@@ -23,15 +23,15 @@ impl Round<'_> {
         }
         match &want.placement {
             Placement::Spread => {
-                let near: Vec<PoolKey> = of_size
-                    .iter()
-                    .filter(|k| self.seen.cpu_nodes.contains(&k.node))
-                    .copied()
-                    .collect();
+                let nodes = self.seen.memory_nodes.beside_all(self.seen.cpu_nodes.iter().copied());
+                let near: Vec<PoolKey> =
+                    of_size.iter().filter(|key| nodes.contains(&key.node)).copied().collect();
                 Ok(if near.is_empty() { of_size } else { near })
             }
+            // Pages for a node without memory lie on the nearest nodes that have some.
             Placement::Bound(nodes) => {
-                nodes.iter().map(|node| self.bound_pool(want.size, *node, &of_size)).collect()
+                let nodes = self.seen.memory_nodes.beside_all(nodes.iter().copied());
+                nodes.into_iter().map(|node| self.bound_pool(want.size, node, &of_size)).collect()
             }
         }
     }
@@ -52,8 +52,10 @@ impl Round<'_> {
         })
     }
 
+    /// Pools of the pages of `size`. Since Linux 6.1 nodes without memory have pools too, which never get a page.
     pub(super) fn pools_of(&self, size: PageSize) -> Vec<PoolKey> {
-        self.seen.pools.iter().map(|pool| pool.key).filter(|key| key.size == size).collect()
+        let keys = self.seen.pools.iter().map(|pool| pool.key);
+        keys.filter(|key| key.size == size && !self.seen.memory_nodes.lacks(key.node)).collect()
     }
 
     pub(super) fn others(&self, size: PageSize, candidates: &[PoolKey]) -> Vec<PoolKey> {

@@ -6,6 +6,7 @@
 
 pub(crate) mod absent;
 pub(crate) mod calls;
+mod capture;
 pub(crate) mod certificates;
 pub(crate) mod controller;
 pub(crate) mod engine;
@@ -73,11 +74,15 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// A copy of `tests/fixtures/nodes/<name>`.
+    /// A copy of `tests/fixtures/nodes/<name>`, a folder or a capture.
     pub(crate) fn on(name: &str) -> Place {
         let dir = tempfile::Builder::new().prefix("vhost-agent-test-").tempdir().unwrap();
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/nodes");
-        copy(&fixtures.join(name), &dir.path().join("root"));
+        let (from, root) = (fixtures.join(name), dir.path().join("root"));
+        match from.is_dir() {
+            true => copy(&from, &root),
+            false => capture::unpack(&fixtures.join(format!("{name}.txt")), &root),
+        }
         fs::create_dir(dir.path().join("config.d")).unwrap();
         let place = Place { dir, mounted: None, prelude: String::new(), env: Vec::new() };
         let base = "listen = \"127.0.0.1:0\"\n[engine]\nmanage = false\n[callbacks]\nfirst_delay = \"20ms\"\nmax_delay = \"100ms\"\n";
@@ -91,12 +96,17 @@ impl Place {
         self
     }
 
-    /// Mounts 2 MiB pages where the tree's mount table says so: one namespace with that mount for
-    /// each command.
+    /// Mounts 2 MiB pages where the tree's mount table says so, or names no size: one namespace with that mount
+    /// for each command.
     pub(crate) fn mounted(mut self) -> Place {
-        let table = self.read("proc/self/mountinfo");
-        let line = table.lines().find(|line| line.contains("pagesize=2M")).unwrap();
-        let at = line.split(' ').nth(4).unwrap().to_string();
+        let table = fs::read(self.path("proc/self/mountinfo")).unwrap();
+        let table = String::from_utf8_lossy(&table);
+        let has_small_pages = |line: &&str| {
+            let is_default = line.contains(" - hugetlbfs ") && !line.contains("pagesize=");
+            line.contains("pagesize=2M") || is_default
+        };
+        let line = table.lines().find(has_small_pages).unwrap();
+        let at = line.split(' ').nth(4).unwrap().replace("\\040", " ");
         fs::create_dir_all(self.path(&at)).unwrap();
         self.mounted = Some(at);
         self
@@ -178,7 +188,7 @@ impl Place {
         if let Some(at) = &self.mounted {
             let at = self.path(at);
             script += &format!(
-                "mount -t hugetlbfs -o pagesize=2M hugetlbfs {} || exit 99; ",
+                "mount -t hugetlbfs -o pagesize=2M hugetlbfs '{}' || exit 99; ",
                 at.display()
             );
         }

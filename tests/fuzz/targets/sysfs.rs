@@ -8,7 +8,7 @@ use vhost_agent::config::Settings;
 use vhost_agent::host::facts::Meminfo;
 use vhost_agent::host::pools::PoolFiles;
 use vhost_agent::host::{Root, cpus, cpuset};
-use vhost_agent::model::cpu::CpuUse;
+use vhost_agent::model::cpu::{Cpu, CpuUse};
 use vhost_agent::model::ledger::Ledger;
 use vhost_agent::model::pools::{Placement, PoolGoal, PoolWant, PoolsSeen};
 use vhost_agent::model::target::CoreRequest;
@@ -30,12 +30,14 @@ fn processors(root: &Root) {
     assert!(containers.as_ref().is_none_or(|cpus| !cpus.is_empty()));
     let Ok(cpus) = cpus::cpus(root) else { return };
     assert!(cpus.windows(2).all(|pair| pair[0].id < pair[1].id));
+    assert!(cpus.iter().all(|cpu| cpu.siblings.is_empty() || cpu.siblings.contains(&cpu.id)));
     let used = CpuUse { containers: containers.clone(), ..CpuUse::default() };
     for count in [1, 2, u32::MAX] {
         let Ok(chosen) = cores::choose(&CoreRequest::Count(count), &cpus, &used) else { continue };
         assert_eq!(chosen.cores.as_slice().len(), count as usize);
         for core in chosen.cores.as_slice() {
-            assert!(cpus.iter().any(|cpu| cpu.id == *core && !cpu.isolated));
+            let is_known = |cpu: &Cpu| !cpu.isolated && !cpu.siblings.is_empty();
+            assert!(cpus.iter().any(|cpu| cpu.id == *core && is_known(cpu)));
             assert!(containers.as_ref().is_none_or(|cpus| cpus.contains(core)));
         }
     }
@@ -48,7 +50,12 @@ fn pools(root: &Root) -> Option<PoolsSeen> {
     let pools = files.read_all().ok()?;
     assert!(pools.iter().all(|pool| sizes.contains(&pool.key.size)));
     let reserved = files.reserved(&sizes).ok()?;
-    Some(PoolsSeen { pools, reserved, cpu_nodes: files.cpu_nodes().ok()?, memory: memory.ok()? })
+    let (cpu_nodes, memory_nodes) = (files.cpu_nodes().ok()?, files.memory_nodes());
+    for (node, distances) in &memory_nodes.distances {
+        let beside = memory_nodes.beside(*node);
+        assert!(!beside.is_empty() && beside.iter().all(|node| distances.contains_key(node)));
+    }
+    Some(PoolsSeen { pools, reserved, cpu_nodes, memory_nodes, memory: memory.ok()? })
 }
 
 fn grow(seen: &PoolsSeen) {
