@@ -127,7 +127,8 @@ impl<E: QueryEngine, S: Spawns> EngineOwner<E, S> {
 
     async fn converge(&mut self, dry_run: bool, report: &mut PartReport) -> Result<(), Fault> {
         for _ in 0..MOST_ROUNDS {
-            let seen: EngineSeen = self.observer.look().await?;
+            let mut seen: EngineSeen = self.observer.look().await?;
+            seen.installed_version = self.applier.installed_version(&seen).await;
             let plan = plan(&seen, &self.policy)?;
             report.findings = plan.findings;
             if let EngineApi::Answers(version) = &seen.api {

@@ -13,15 +13,15 @@ use crate::model::code::Code;
 use crate::model::fault::Fault;
 
 /// Outcome of a run; `None` while it goes on.
-type Outcome<T> = Option<Result<T, Fault>>;
+type RunOutcome<T> = Option<Result<T, Fault>>;
 type Runs<K, T> = Arc<Mutex<BTreeMap<K, Run<T>>>>;
 
-/// Run under way.
+/// Run that others can join while it goes on.
 #[derive(Debug, Clone)]
 struct Run<T> {
     /// Time until which callers wait for the outcome.
     deadline: Instant,
-    outcome: watch::Receiver<Outcome<T>>,
+    outcome: watch::Receiver<RunOutcome<T>>,
 }
 
 /// Runs by the request that they are for.

@@ -29,13 +29,13 @@ const INSTALLATION_SLACK: Duration = Duration::from_secs(120);
 /// Client of the storage, with its runs under way.
 #[derive(Debug)]
 pub struct StorageClient<S> {
-    parts: Arc<Parts<S>>,
+    parts: Arc<StorageParts<S>>,
     reads: SharedRuns<HeartbeatVolume, ()>,
     installations: SharedRuns<Dependencies, Outcome>,
 }
 
 #[derive(Debug)]
-struct Parts<S> {
+struct StorageParts<S> {
     observer: StorageObserver<S>,
     applier: DependencyApplier<S>,
     policy: StoragePolicy,
@@ -48,7 +48,7 @@ impl<S: Spawns> StorageClient<S> {
         policy: StoragePolicy,
     ) -> StorageClient<S> {
         StorageClient {
-            parts: Arc::new(Parts { observer, applier, policy }),
+            parts: Arc::new(StorageParts { observer, applier, policy }),
             reads: SharedRuns::new(MOST_READS),
             installations: SharedRuns::new(MOST_INSTALLATIONS),
         }
@@ -103,7 +103,7 @@ impl<S: Spawns> StorageClient<S> {
     }
 }
 
-impl<S: Spawns> Parts<S> {
+impl<S: Spawns> StorageParts<S> {
     async fn provide(&self, wanted: &Dependencies) -> Result<Outcome, Fault> {
         let packages = wanted.packages();
         let seen = self.observer.dependencies(packages).await?;

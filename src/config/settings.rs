@@ -165,9 +165,9 @@ impl Settings {
         }
     }
 
-    /// Addresses in the settings that the node has to reach, each with its setting. Names are left out: asking for their
-    /// addresses could wait.
-    pub fn needed_addresses(&self) -> Vec<(String, IpAddr)> {
+    /// Addresses that the node has to reach by the settings, each with its use. Names are left out: asking for their
+    /// addresses could wait. `controller` is the address that the controller gave when it connected, or empty.
+    pub fn needed_addresses(&self, controller: &str) -> Vec<(String, IpAddr)> {
         let of_url = |url: &str| {
             let url: HttpUrl = url.parse().ok()?;
             url.url().host_str()?.trim_matches(['[', ']']).parse::<IpAddr>().ok()
@@ -176,15 +176,16 @@ impl Settings {
             let with_port = || Some(name.parse::<SocketAddr>().ok()?.ip());
             name.parse().ok().or_else(with_port)
         };
+        let urls = [
+            ("the controller", controller),
+            ("the controller (report.url)", &self.report.url),
+            ("the server of target.image_url", &self.target.image_url),
+        ];
         let registries = registry_of(&self.target.image).into_iter();
         let registries = registries.chain(self.registry.keys().map(String::as_str));
-        let urls = [("report.url", &self.report.url), ("target.image_url", &self.target.image_url)];
-        urls.into_iter()
-            .filter_map(|(key, url)| Some((format!("of {key}"), of_url(url)?)))
-            .chain(
-                registries.filter_map(|it| Some(("of a registry".to_string(), of_registry(it)?))),
-            )
-            .collect()
+        let of_urls = urls.into_iter().filter_map(|(it, url)| Some((it, of_url(url)?)));
+        let all = of_urls.chain(registries.filter_map(|it| Some(("a registry", of_registry(it)?))));
+        all.map(|(it, address)| (it.to_string(), address)).collect()
     }
 
     /// Computes the exposure of an agent with these settings that listens at `listen`.

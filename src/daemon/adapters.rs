@@ -6,7 +6,7 @@ use crate::agent::observe::hypervisor::Hypervisor;
 use crate::agent::storage::StorageClient;
 use crate::api::fallback::Fallback;
 use crate::api::zstack::host::AsksVersions;
-use crate::api::zstack::storage::{Answering, ServesStorage};
+use crate::api::zstack::storage::{ServesStorage, StorageFuture};
 use crate::config::Settings;
 use crate::host::spawn::{HostWide, Processes};
 use crate::model::prepare::Outcome;
@@ -28,11 +28,11 @@ impl AsksVersions for VersionsAdapter {
 pub(super) struct StorageAdapter(pub(super) StorageClient<HostWide>);
 
 impl ServesStorage for StorageAdapter {
-    fn read_heartbeat(&self, volume: HeartbeatVolume) -> Answering<'_, ()> {
+    fn read_heartbeat(&self, volume: HeartbeatVolume) -> StorageFuture<'_, ()> {
         Box::pin(self.0.read_heartbeat(volume))
     }
 
-    fn provide(&self, wanted: Dependencies) -> Answering<'_, Outcome> {
+    fn provide(&self, wanted: Dependencies) -> StorageFuture<'_, Outcome> {
         Box::pin(self.0.provide(wanted))
     }
 }

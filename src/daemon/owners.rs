@@ -50,11 +50,12 @@ use crate::host::{Root, facts};
 use crate::model::bounds::{Paths, authorize_target, authorize_volume};
 use crate::model::engine::Init;
 use crate::model::guest::Guests;
+use crate::model::identity::HostIdentity;
 use crate::model::policy::EnginePolicy;
 use crate::model::target::TargetKind;
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
-use crate::store::Store;
+use crate::store::{Durability, Store};
 use crate::targets::desired::DesiredTargets;
 use crate::targets::observer::{EngineNews, Observers, Probe};
 use crate::targets::{Exits, Parts, Statuses, Targets};
@@ -138,7 +139,10 @@ impl Core {
         let host_wide = HostWide::new(processes.clone(), first);
         let spawner = host_wide.clone();
         let observer = EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone());
-        let observer = Arc::new(observer.with_needed(settings.needed_addresses()));
+        let identity: Option<HostIdentity> =
+            store.read(HostIdentity::FILE, Durability::Disk).ok().flatten();
+        let controller = identity.unwrap_or_default().send_command_url;
+        let observer = Arc::new(observer.with_needed(settings.needed_addresses(&controller)));
         let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
         let engine = EngineHandle::start(
             observer.clone(),

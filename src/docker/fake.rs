@@ -22,7 +22,7 @@ pub enum Mood {
     Absent,
     /// The engine accepts connections and never answers.
     Hangs,
-    /// Podman has the socket.
+    /// Podman listens at the socket in Docker's place.
     Podman,
     Answers,
 }

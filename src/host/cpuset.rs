@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::Root;
-use super::cgroup_parent::CgroupParent;
 use super::files::read_list;
+use super::parent_group::ParentGroup;
 use crate::model::units::NumaNode;
 
 /// Names of a group's files, the preferred one first.
@@ -32,19 +32,19 @@ const HIERARCHIES: [Hierarchy; 2] = [
     },
 ];
 /// CPUs on which containers in the group `parent` may run; `None` if the kernel has no cpuset of them.
-pub fn of_containers(root: &Root, parent: &CgroupParent) -> Option<BTreeSet<u32>> {
+pub fn of_containers(root: &Root, parent: &ParentGroup) -> Option<BTreeSet<u32>> {
     bound(root, parent, |hierarchy| hierarchy.cpus)
 }
 
 /// NUMA nodes whose memory containers in the group `parent` may use; `None` if the kernel has no cpuset of them.
-pub fn memory_of_containers(root: &Root, parent: &CgroupParent) -> Option<BTreeSet<NumaNode>> {
+pub fn memory_of_containers(root: &Root, parent: &ParentGroup) -> Option<BTreeSet<NumaNode>> {
     let nodes = bound(root, parent, |hierarchy| hierarchy.memory_nodes)?;
     Some(nodes.into_iter().map(NumaNode).collect())
 }
 
 fn bound(
     root: &Root,
-    parent: &CgroupParent,
+    parent: &ParentGroup,
     files: impl Fn(&Hierarchy) -> Files,
 ) -> Option<BTreeSet<u32>> {
     HIERARCHIES.iter().find_map(|hierarchy| {
@@ -85,11 +85,11 @@ mod tests {
 
     /// CPUs that containers may use, with these files below `/sys/fs/cgroup`.
     fn bound(files: &[(&str, &str)]) -> Option<Vec<u32>> {
-        bound_in(&CgroupParent::Default, files)
+        bound_in(&ParentGroup::Default, files)
     }
 
     /// As [`bound`], for containers in the group `parent`.
-    fn bound_in(parent: &CgroupParent, files: &[(&str, &str)]) -> Option<Vec<u32>> {
+    fn bound_in(parent: &ParentGroup, files: &[(&str, &str)]) -> Option<Vec<u32>> {
         let (_folder, root) = node(files);
         of_containers(&root, parent).map(|cpus| cpus.into_iter().collect())
     }
@@ -98,7 +98,7 @@ mod tests {
     fn memory_of_containers_is_bound_like_their_cpus() {
         let bound = |files: &[(&str, &str)]| {
             let (_folder, root) = node(files);
-            memory_of_containers(&root, &CgroupParent::Default)
+            memory_of_containers(&root, &ParentGroup::Default)
                 .map(|nodes| nodes.into_iter().map(|it| it.0).collect::<Vec<_>>())
         };
         assert_eq!(bound(&[("cpuset.cpus.effective", "0-7")]), None);
@@ -157,13 +157,13 @@ mod tests {
             ("cpuset/a/cpuset.effective_cpus", "4-7"),
             ("cpuset/a/b/cpuset.effective_cpus", "6-7"),
         ];
-        let path = |path: &str| CgroupParent::Path(path.to_string());
+        let path = |path: &str| ParentGroup::Path(path.to_string());
         for (parent, cpus) in [
             (path("a/b"), vec![6, 7]),
             (path("a/none/yet"), vec![4, 5, 6, 7]),
             (path("none"), vec![0, 1, 2, 3, 4, 5, 6, 7]),
             (path("system.slice"), vec![0, 1, 2, 3]),
-            (CgroupParent::Default, vec![0, 1]),
+            (ParentGroup::Default, vec![0, 1]),
         ] {
             assert_eq!(bound_in(&parent, &v1).unwrap(), cpus, "{parent:?}");
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use nix::unistd::geteuid;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::engine_socket::{engines, listens};
@@ -18,23 +19,25 @@ use crate::model::unit_command::{Environment, expanded, read_environment};
 /// Unit of Docker's snap, and the configuration file that the snap's wrapper names to the daemon.
 pub const SNAP_UNIT: &str = "snap.docker.dockerd.service";
 const SNAP_CONFIG: &str = "/var/snap/docker/current/config/daemon.json";
-/// Executable of Docker's snap.
+/// Executable of the daemon in Docker's snap.
 pub const SNAP_BINARY: &str = "/snap/docker/current/bin/dockerd";
-/// Files from which the units of distributions take the daemon's options. They can be there before the packages are.
-const OPTION_FILES: [&str; 2] = ["/etc/default/docker", "/etc/sysconfig/docker"];
+/// Names of the daemon in packages, beside the one in the settings.
+const USUAL_NAMES: [&str; 2] = ["dockerd", "dockerd-current"];
 
-/// Finds the engine's daemon: the process whose pid is in the pid file of the settings, else the only process with the
-/// name of the engine in the agent's pid namespace. Of several, only the one that listens at the engine's socket counts.
+/// Finds the engine's daemon: the process whose pid is in the pid file of the settings, else the only process of root with
+/// the name of the engine that listens at the engine's socket, or runs in the engine's unit. Others with that name are
+/// engines of users, of other products or in containers.
 pub fn engine_process(root: &Root, policy: &EnginePolicy) -> Option<EngineProcess> {
     let written = read_text(&root.path(&policy.pid_file)).unwrap_or_default();
     if let Some(process) = seen(root, written.trim(), policy) {
         return Some(process);
     }
-    let mut all: Vec<String> =
-        engines(root, policy).filter(|pid| is_of_this_node(root, pid)).collect();
-    if all.len() > 1 {
-        all.retain(|pid| listens(root, pid, policy));
-    }
+    let is_own = |pid: &str| {
+        let unit = pid.parse().ok().and_then(|pid| unit_of(root, pid));
+        let is_in_unit = unit.is_some_and(|unit| unit == policy.unit || unit == SNAP_UNIT);
+        is_of_root(root, pid) && (is_in_unit || listens(root, pid, policy))
+    };
+    let all: Vec<String> = engines(root, policy).filter(|pid| is_own(pid)).collect();
     match all.as_slice() {
         [pid] => seen(root, pid, policy),
         _ => None,
@@ -70,12 +73,10 @@ fn seen(root: &Root, pid: &str, policy: &EnginePolicy) -> Option<EngineProcess> 
     Some(EngineProcess { pid, started_at, args, unit: unit_of(root, pid) })
 }
 
-/// `true` if the process is in the pid namespace of procfs itself: an engine within a container has a pid of its own
-/// there (`NSpid`, since Linux 4.1).
-fn is_of_this_node(root: &Root, pid: &str) -> bool {
-    let status = read_text(&root.path(format!("/proc/{pid}/status"))).unwrap_or_default();
-    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    pids.is_none_or(|pids| pids.split_whitespace().count() <= 1)
+/// `true` if the process belongs to the agent's own user, which is root.
+fn is_of_root(root: &Root, pid: &str) -> bool {
+    let own = geteuid().as_raw();
+    fs::metadata(root.path(format!("/proc/{pid}"))).is_ok_and(|meta| meta.uid() == own)
 }
 
 /// systemd unit of the process `pid`, by the cgroup that systemd made for it (cgroups(7), `/proc/PID/cgroup`).
@@ -112,26 +113,26 @@ pub fn next_command_line(
     unit: Option<&UnitState>,
     policy: &EnginePolicy,
 ) -> CommandLine {
-    let Some(unit) = unit else { return CommandLine::Known(policy.own_arguments()) };
-    let mut environment = Environment::new();
-    for assignment in &unit.environment {
-        read_environment(assignment, &mut environment);
-    }
+    let Some(unit) = unit else {
+        // A link to the daemon's own socket is no socket of its own.
+        let is_link = fs::symlink_metadata(root.path(&policy.socket))
+            .is_ok_and(|meta| meta.file_type().is_symlink());
+        return CommandLine::Known(policy.own_arguments(!is_link));
+    };
+    // The unit of packages that are yet to be installed may read other files than the one that is known now.
     if unit.load == "not-found" {
-        for text in OPTION_FILES.iter().filter_map(|file| read_text(&root.path(file)).ok()) {
-            read_environment(&text, &mut environment);
-        }
-        let usual = ["$DOCKER_OPTS", "$OPTIONS"].map(String::from);
-        return CommandLine::Known(expanded(&usual, &environment));
+        return CommandLine::Known(Vec::new());
     }
+    let assignments = unit.environment.iter().filter_map(|it| it.split_once('='));
+    let mut environment: Environment =
+        assignments.map(|(name, value)| (name.to_string(), value.to_string())).collect();
     let Some((program, args)) = unit.args.split_first() else {
         return CommandLine::Unknown(format!("systemd does not say how {} starts it", unit.name));
     };
     if unit.name == SNAP_UNIT {
         return CommandLine::Known(vec![format!("--config-file={SNAP_CONFIG}")]);
     }
-    let name = program.rsplit('/').next().unwrap_or(program);
-    if !name.starts_with("dockerd") {
+    if !is_daemon(program, policy) {
         return CommandLine::Unknown(format!("{} starts it by {program}", unit.name));
     }
     for (path, may_be_absent) in &unit.environment_files {
@@ -146,6 +147,12 @@ pub fn next_command_line(
         }
     }
     CommandLine::Known(expanded(args, &environment))
+}
+
+/// `true` if `program`, the name or path of an executable, is the engine's daemon.
+pub fn is_daemon(program: &str, policy: &EnginePolicy) -> bool {
+    let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_string();
+    name(program) == name(&policy.binary) || USUAL_NAMES.contains(&name(program).as_str())
 }
 
 /// Path of the configuration file that a daemon with this command line reads.
@@ -233,8 +240,8 @@ mod tests {
             "/proc/7/cgroup",
             "4:cpuset:/\n1:name=systemd:/system.slice/snap.docker.dockerd.service\n",
         );
+        // One in a container, of another product, or of a user.
         node.process(9, "dockerd", "dockerd --storage-driver vfs");
-        node.put("/proc/9/status", "Name:\tdockerd\nNSpid:\t9\t1\n");
         node.process(11, "docker", "docker ps");
         let seen = node.seen().unwrap();
         assert_eq!((seen.pid, seen.unit.as_deref()), (7, Some(SNAP_UNIT)));
@@ -242,8 +249,12 @@ mod tests {
         assert_eq!(seen.started_at, 1_700_000_003);
         node.put("/var/snap/docker/1/run/docker.pid", "7");
         assert!(node.seen().unwrap().started_at > 1_700_000_003, "the time of its pid file");
-        node.put("/proc/9/status", "Name:\tdockerd\nNSpid:\t9\n");
-        assert_eq!(node.seen(), None, "two engines, and neither is known to listen");
+        node.put("/proc/9/cgroup", "0::/system.slice/docker.service\n");
+        assert_eq!(node.seen(), None, "two engines in units of the engine");
+        fs::remove_dir_all(node.root.path("/proc/7")).unwrap();
+        assert_eq!(node.seen().unwrap().pid, 9);
+        node.put("/proc/9/cgroup", "0::/system.slice/other.service\n");
+        assert_eq!(node.seen(), None, "a name alone makes no engine");
     }
 
     fn unit(args: &[&str]) -> UnitState {
@@ -276,11 +287,7 @@ mod tests {
         assert_eq!(seen, known(&["-H", "fd://", "--config-file", "/etc/d.json"]));
         assert_eq!(config_path(&seen, &EnginePolicy::default()), "/etc/d.json");
         let absent = UnitState { load: "not-found".into(), ..UnitState::default() };
-        assert_eq!(
-            line(&absent),
-            known(&["--config-file", "/etc/d.json"]),
-            "it is read once installed"
-        );
+        assert_eq!(line(&absent), known(&[]), "the unit of the packages is not known yet");
         let snap = UnitState {
             name: SNAP_UNIT.into(),
             ..unit(&["/usr/bin/snap", "run", "docker.dockerd"])

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use super::facts::init;
 use super::files::{entries, read_table_text, read_text};
@@ -33,6 +34,13 @@ pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
 /// `true` if the process `pid` listens at the engine's socket.
 pub(super) fn listens(root: &Root, pid: &str, policy: &EnginePolicy) -> bool {
     has_socket(root, pid, &listening_at(root, &policy.socket).unwrap_or_default())
+}
+
+/// Path to which `socket` leads, if it is a link.
+pub fn link_target(root: &Root, socket: &str) -> Option<String> {
+    let target = fs::read_link(root.path(socket)).ok()?;
+    let folder = Path::new(socket).parent()?;
+    Some(folder.join(target).display().to_string())
 }
 
 /// Path of podman's own socket, if `socket` is it or leads to it: the package podman-docker makes /run/docker.sock a
@@ -97,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn socket_of_podman_is_recognised_directly_and_through_the_link_of_podman_docker() {
+    fn socket_of_podman_is_known_directly_and_through_a_link() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         fs::create_dir_all(root.path("/run/podman")).unwrap();

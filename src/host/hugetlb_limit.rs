@@ -3,8 +3,8 @@
 //! (Documentation/admin-guide/cgroup-v1/hugetlb.rst, Documentation/admin-guide/cgroup-v2.rst).
 
 use super::Root;
-use super::cgroup_parent::CgroupParent;
 use super::files::read_number;
+use super::parent_group::ParentGroup;
 use crate::model::pools::PageLimit;
 use crate::model::units::PageSize;
 
@@ -20,7 +20,7 @@ const FILES: [(&str, &str, &str); 4] = [
 const NO_LIMIT: u64 = 1 << 60;
 
 /// Limit that leaves containers in the group `parent` the fewest pages of `size`; `None` if nothing limits them.
-pub fn of_containers(root: &Root, parent: &CgroupParent, size: PageSize) -> Option<PageLimit> {
+pub fn of_containers(root: &Root, parent: &ParentGroup, size: PageSize) -> Option<PageLimit> {
     let limits = FILES.iter().flat_map(|(top, limit, used)| {
         // The group that bounds them may be any above them.
         parent.groups(root, top).into_iter().filter_map(move |group| {
@@ -52,7 +52,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, format!("{text}\n")).unwrap();
         }
-        let limit = of_containers(&root, &CgroupParent::Default, size)?;
+        let limit = of_containers(&root, &ParentGroup::Default, size)?;
         let left = limit.left();
         Some((limit.file.trim_start_matches("/sys/fs/cgroup/").to_string(), limit.pages, left))
     }

@@ -7,7 +7,6 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
-pub mod cgroup_parent;
 pub mod cpu_flags;
 pub mod cpu_users;
 pub mod cpus;
@@ -16,7 +15,6 @@ pub mod daemon_json;
 pub mod dpkg;
 pub mod engine_process;
 pub mod engine_socket;
-pub mod engine_version;
 pub mod facts;
 pub mod files;
 pub mod footprint;
@@ -30,6 +28,7 @@ pub mod numa;
 pub mod own_image;
 pub mod own_process;
 pub mod packages;
+pub mod parent_group;
 pub mod partial;
 pub mod peer;
 pub mod pidfd;

@@ -223,7 +223,7 @@ mod tests {
             mounts.map(|mount| (mount.path, mount.page_size.to_string())).collect::<Vec<_>>()
         };
         let named = ("/mnt/huge 2m".to_string(), "2M".to_string());
-        assert_eq!(sizes(), [named.clone()], "the default size is unknown");
+        assert_eq!(sizes(), std::slice::from_ref(&named), "the default size is unknown");
         fs::write(root.path("/proc/meminfo"), "Hugepagesize:    1048576 kB\n").unwrap();
         assert_eq!(sizes(), [("/dev/hugepages".to_string(), "1G".to_string()), named]);
     }

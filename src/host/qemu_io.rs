@@ -20,7 +20,7 @@ pub fn read(program: String, volume: &HeartbeatVolume, conf: &CleanPath) -> Invo
 
 /// Cause of a read that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub enum ReadFailure {
     /// This build of QEMU has no driver for the storage.
     NoDriver,
     TimedOut,
@@ -29,15 +29,15 @@ pub enum Failure {
 
 /// Classifies the end of a read; `None` if it succeeded. The exit code alone does not tell: before QEMU 3.0 it was 0 also
 /// where the read failed.
-pub fn failure(end: &QueryEnd) -> Option<Failure> {
+pub fn failure(end: &QueryEnd) -> Option<ReadFailure> {
     if end.timed_out {
-        return Some(Failure::TimedOut);
+        return Some(ReadFailure::TimedOut);
     }
     if end.code == Some(0) && end.output.lines().any(|line| line.starts_with(READ)) {
         return None;
     }
     let names_driver = end.output.to_ascii_lowercase().contains(&format!("driver '{CBD}'"));
-    Some(if names_driver { Failure::NoDriver } else { Failure::Other })
+    Some(if names_driver { ReadFailure::NoDriver } else { ReadFailure::Other })
 }
 
 /// Last lines of the output, in one line of at most 300 characters.
@@ -76,7 +76,7 @@ mod tests {
     fn only_a_read_of_all_bytes_is_a_success() {
         let good = "read 4096/4096 bytes at offset 0\n4 KiB, 1 ops; 00.00 sec (1.2 MiB/sec and 300.1 ops/sec)\n";
         assert_eq!(failure(&end(0, good)), None);
-        assert_eq!(failure(&end(1, good)), Some(Failure::Other));
+        assert_eq!(failure(&end(1, good)), Some(ReadFailure::Other));
         for (code, output) in [
             (1, "read failed: Input/output error\n"),
             (0, "read failed: Input/output error\n"),
@@ -87,16 +87,16 @@ mod tests {
             ),
             (0, "qemu-io: can't open device read 4096/4096 bytes at offset 0: No such file\n"),
         ] {
-            assert_eq!(failure(&end(code, output)), Some(Failure::Other), "{output}");
+            assert_eq!(failure(&end(code, output)), Some(ReadFailure::Other), "{output}");
         }
         for output in [
             "qemu-io: can't open device cbd:p/l/v_zbs_:/c: Unknown driver 'cbd'\n",
             "qemu-io: can't open device cbd:p/l/v_zbs_:/c: Driver 'cbd' is not whitelisted\n",
         ] {
-            assert_eq!(failure(&end(1, output)), Some(Failure::NoDriver), "{output}");
+            assert_eq!(failure(&end(1, output)), Some(ReadFailure::NoDriver), "{output}");
         }
         let hung = QueryEnd { code: None, output: good.into(), timed_out: true };
-        assert_eq!(failure(&hung), Some(Failure::TimedOut));
+        assert_eq!(failure(&hung), Some(ReadFailure::TimedOut));
     }
 
     #[test]

@@ -4,33 +4,42 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::Root;
 use super::files::read_text;
-use crate::model::network::{Network, Route};
+use crate::model::network::{Network, NodeRoute};
 
 /// Reads the routes of the main table; none where the kernel has no IPv4.
-pub fn routes(root: &Root) -> Vec<Route> {
+pub fn routes(root: &Root) -> Vec<NodeRoute> {
     let table = read_text(&root.path("/proc/net/route")).unwrap_or_default();
     table.lines().skip(1).filter_map(route).collect()
 }
 
 /// Parses a line: interface, destination, gateway, flags, three numbers, mask. Addresses are hexadecimal numbers in the
 /// byte order of the machine.
-fn route(line: &str) -> Option<Route> {
+fn route(line: &str) -> Option<NodeRoute> {
     let columns: Vec<&str> = line.split_whitespace().collect();
     let address = |at: usize| {
         let number = u32::from_str_radix(columns.get(at)?, 16).ok()?;
         Some(Ipv4Addr::from(number.to_ne_bytes()))
     };
     let gateway = address(2).filter(|gateway| !gateway.is_unspecified());
-    Some(Route {
+    Some(NodeRoute {
         interface: (*columns.first()?).to_string(),
         to: Network::with_mask(address(1)?, address(7)?)?,
         gateway,
     })
 }
 
-/// Reads the addresses of the name servers.
+/// Reads the addresses of the name servers: those that systemd-resolved asks, where it stands before them.
 pub fn name_servers(root: &Root) -> Vec<IpAddr> {
-    let text = read_text(&root.path("/etc/resolv.conf")).unwrap_or_default();
+    const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+    let servers = servers_in(root, "/etc/resolv.conf");
+    match servers.iter().all(IpAddr::is_loopback) {
+        true => servers_in(root, RESOLVED),
+        false => servers,
+    }
+}
+
+fn servers_in(root: &Root, path: &str) -> Vec<IpAddr> {
+    let text = read_text(&root.path(path)).unwrap_or_default();
     let server = |line: &str| {
         let mut words = line.split_whitespace();
         (words.next()? == "nameserver").then_some(())?;
@@ -76,5 +85,10 @@ mod tests {
             ("docker0", "172.17.0.0/16".into())
         );
         assert_eq!(name_servers(&root).len(), 2);
+        fs::write(root.path("/etc/resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
+        fs::create_dir_all(root.path("/run/systemd/resolve")).unwrap();
+        let asked = "nameserver 172.18.0.53\n";
+        fs::write(root.path("/run/systemd/resolve/resolv.conf"), asked).unwrap();
+        assert_eq!(name_servers(&root), ["172.18.0.53".parse::<IpAddr>().unwrap()]);
     }
 }

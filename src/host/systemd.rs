@@ -127,17 +127,12 @@ impl Systemd {
                 ..UnitState::default()
             };
             if state.load == "loaded" {
-                let of_service = async |name| {
-                    properties.get("org.freedesktop.systemd1.Service", name).await.ok()
-                };
-                let read = |value: Option<OwnedVariant>, read: fn(&Variant<'_>) -> Vec<String>| {
-                    value.map(|value| read(&value)).unwrap_or_default()
-                };
-                state.args = read(of_service("ExecStart").await, command_line);
-                state.environment = read(of_service("Environment").await, texts);
-                let files = of_service("EnvironmentFiles").await;
+                let of_service =
+                    async |name| properties.get("org.freedesktop.systemd1.Service", name).await;
+                state.args = command_line(&*of_service("ExecStart").await?);
+                state.environment = texts(&*of_service("Environment").await?);
                 state.environment_files =
-                    files.map(|it| environment_files(&it)).unwrap_or_default();
+                    environment_files(&*of_service("EnvironmentFiles").await?);
             }
             Ok(state)
         })
@@ -297,7 +292,7 @@ fn fields<'a>(value: &'a Variant<'_>) -> &'a [Variant<'a>] {
     }
 }
 
-/// Texts in an array.
+/// Texts in an array; other elements are left out.
 fn texts(value: &Variant<'_>) -> Vec<String> {
     let text = |value: &Variant<'_>| match value {
         Variant::Str(text) => Some(text.as_str().to_string()),

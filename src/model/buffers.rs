@@ -148,7 +148,7 @@ impl BufferRecord {
         *self = BufferRecord { waits: self.waits, ..BufferRecord::default() };
     }
 
-    /// Buffers as of `now`.
+    /// Use of the buffers as of `now`.
     pub fn at(&self, now: Instant) -> BufferUse {
         let lacks = |grew: Option<Instant>| grew.is_some_and(|at| now < at + EXHAUSTED_FOR);
         BufferUse {

@@ -50,6 +50,13 @@ pub struct EngineVersion {
     pub api: ApiVersion,
 }
 
+/// Version in the output of `dockerd --version`, such as `Docker version 20.10.24+dfsg1, build 297e128`.
+pub fn version_in(output: &str) -> Option<String> {
+    let words = output.split_once("version ")?.1;
+    let version = words.split([',', ' ', '\n']).next()?;
+    version.starts_with(|first: char| first.is_ascii_digit()).then(|| version.to_string())
+}
+
 /// Major and minor number of an engine's version, such as 20.10 of `20.10.24+dfsg1`.
 pub fn release(version: &str) -> Option<(u32, u32)> {
     let number = |text: &str| {
@@ -91,14 +98,22 @@ pub struct EngineProcess {
 /// Command line of the engine's daemon: of its process, else of its next start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandLine {
-    /// Program and arguments.
+    /// Arguments, without the program.
     Known(Vec<String>),
     /// Text that says why it cannot be found out.
     Unknown(String),
 }
 
 impl CommandLine {
-    /// Program and arguments; empty if unknown.
+    /// Takes away the socket that the agent names to a daemon that it starts itself: its file names others, and it does not
+    /// start with both.
+    pub fn drop_own_host(&mut self) {
+        if let CommandLine::Known(args) = self {
+            args.retain(|arg| !arg.starts_with("--host="));
+        }
+    }
+
+    /// Arguments, without the program; empty if unknown.
     pub fn args(&self) -> &[String] {
         match self {
             CommandLine::Known(args) => args,
@@ -197,6 +212,12 @@ pub struct EngineSeen {
     pub process: Option<EngineProcess>,
     /// Path of the daemon's executable, if it is installed.
     pub installed: Option<String>,
+    /// Path to which the engine's socket of the settings leads, if it is a link.
+    pub socket_target: Option<String>,
+    /// Path of a stopped daemon's executable, also where its packages are installed half-way.
+    pub executable: Option<String>,
+    /// Set if there has been no engine here yet: no executable, no unit, and no images or containers.
+    pub is_new: bool,
     /// Version of a stopped daemon's executable, such as 20.10.24, if it says one.
     pub installed_version: Option<String>,
     pub command_line: CommandLine,
@@ -221,6 +242,9 @@ impl EngineSeen {
             api: EngineApi::Absent,
             process: None,
             installed: None,
+            socket_target: None,
+            executable: None,
+            is_new: true,
             installed_version: None,
             command_line: CommandLine::Known(Vec::new()),
             config_file: "/etc/docker/daemon.json".into(),
@@ -237,6 +261,18 @@ impl EngineSeen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn version_is_read_from_what_the_daemon_prints() {
+        for (text, version) in [
+            ("Docker version 20.10.24+dfsg1, build 297e128\n", Some("20.10.24+dfsg1")),
+            ("Docker version 18.09.0, build 172f8da\n", Some("18.09.0")),
+            ("Docker version library-import, build unknown\n", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(text).as_deref(), version, "{text}");
+        }
+    }
 
     #[test]
     fn versions_of_distributions_are_read() {

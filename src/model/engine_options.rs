@@ -43,14 +43,14 @@ impl<'a> EngineOptions<'a> {
 
     /// Value of the option `name` that has a text, wherever it is set.
     pub fn text(&self, name: &str) -> Option<&str> {
-        values(self.args, name, None).pop().or_else(|| self.key(name)?.as_str())
+        values(self.args, name, short(name)).pop().or_else(|| self.key(name)?.as_str())
     }
 
     /// `true` if `name` is set anywhere.
     pub fn has(&self, name: &str) -> bool {
         self.key(name).is_some()
             || self.flag(name).is_some()
-            || !values(self.args, name, None).is_empty()
+            || !values(self.args, name, short(name)).is_empty()
     }
 
     /// Value of `option` in `exec-opts`, such as `systemd` for `native.cgroupdriver`.
@@ -62,23 +62,31 @@ impl<'a> EngineOptions<'a> {
         all.filter_map(|text| text.split_once('='))
             .filter(|(name, _)| *name == option)
             .map(|(_, it)| it)
-            .last()
+            .next_back()
     }
 
     /// Addresses at which the daemon listens, at least one.
     pub fn hosts(&self) -> Vec<&str> {
-        let mut hosts = values(self.args, "host", Some('H'));
-        hosts.extend(
-            self.key("hosts")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str),
-        );
+        let in_file = self.key("hosts").and_then(Value::as_array).into_iter().flatten();
+        let given = values(self.args, "host", short("host")).into_iter();
+        let all = given.chain(in_file.filter_map(Value::as_str));
+        // An empty one stands for the default, as an unset variable leaves it.
+        let mut hosts: Vec<&str> =
+            all.map(|host| if host.is_empty() { DEFAULT_HOST } else { host }).collect();
         if hosts.is_empty() {
             hosts.push(DEFAULT_HOST);
         }
         hosts
+    }
+}
+
+/// Short form of the option `name`.
+fn short(name: &str) -> Option<char> {
+    match name {
+        "bridge" => Some('b'),
+        "host" => Some('H'),
+        "pidfile" => Some('p'),
+        _ => None,
     }
 }
 

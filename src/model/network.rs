@@ -8,24 +8,17 @@ use serde::{Deserialize, Serialize};
 
 /// Route to a network of IPv4.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct NodeRoute {
     pub interface: String,
-    /// Destination.
+    /// Network to which it leads.
     pub to: Network,
     pub gateway: Option<Ipv4Addr>,
-}
-
-impl Route {
-    /// `true` if the route leads to all addresses without one of their own.
-    pub fn is_default(&self) -> bool {
-        self.to.bits == 0
-    }
 }
 
 /// Network of this machine, as far as the engine's networks can disturb it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeNetwork {
-    pub routes: Vec<Route>,
+    pub routes: Vec<NodeRoute>,
     pub name_servers: Vec<IpAddr>,
     /// Addresses in the settings that the node has to reach, each with its use.
     pub needed: Vec<(String, IpAddr)>,
@@ -59,6 +52,11 @@ impl Network {
         let bits = mask.to_bits().leading_ones();
         let is_mask = bits + mask.to_bits().trailing_zeros() >= 32;
         is_mask.then(|| Network::around(address.into(), u8::try_from(bits).ok()?)).flatten()
+    }
+
+    /// `true` if this network is a part of `other`, and not the whole.
+    pub fn is_part_of(&self, other: &Network) -> bool {
+        self.bits > other.bits && other.has(self.first)
     }
 
     /// First address of the network.

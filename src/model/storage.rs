@@ -102,7 +102,7 @@ impl Dependencies {
         &self.packages
     }
 
-    /// Ids of the repositories.
+    /// Ids of the repositories to install from.
     pub fn repositories(&self) -> &[String] {
         &self.repositories
     }

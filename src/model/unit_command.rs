@@ -13,8 +13,7 @@ pub fn expanded(args: &[String], environment: &Environment) -> Vec<String> {
     for arg in args {
         match arg.strip_prefix('$') {
             Some(name) if is_name(name) => {
-                result
-                    .extend(environment.get(name).into_iter().flat_map(|value| words(value, true)));
+                result.extend(environment.get(name).into_iter().flat_map(|value| words(value)));
             }
             _ => result.push(substituted(arg, environment)),
         }
@@ -43,42 +42,72 @@ fn substituted(text: &str, environment: &Environment) -> String {
     result + rest
 }
 
+/// Position in an environment file, as systemd reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Key,
+    Comment,
+    /// Before a value, or behind a quoted part of it: blanks are passed over.
+    BeforeValue,
+    /// Part without quotes: a quote in it is an ordinary character.
+    Value,
+    Quoted(char),
+}
+
 /// Adds the variables that `text`, the content of an environment file, assigns.
 pub fn read_environment(text: &str, environment: &mut Environment) {
-    let mut rest = text.chars().peekable();
-    while rest.peek().is_some() {
-        let line = logical_line(&mut rest);
-        let line = line.trim_start();
-        if line.starts_with(['#', ';']) {
-            continue;
-        }
-        if let Some((name, value)) = line.split_once('=')
-            && is_name(name.trim_end())
-        {
-            environment.insert(name.trim_end().to_string(), words(value.trim(), false).concat());
+    let (mut place, mut key, mut value) = (Place::Key, String::new(), String::new());
+    // Length of the value without blanks at its end, which count only within quotes.
+    let mut kept = 0;
+    let mut chars = text.chars().chain(['\n']);
+    while let Some(char) = chars.next() {
+        match (place, char) {
+            (Place::Key, '\n') => key.clear(),
+            (Place::Key, '#' | ';') if key.trim().is_empty() => place = Place::Comment,
+            (Place::Key, '=') => place = Place::BeforeValue,
+            (Place::Key, char) => key.push(char),
+            (Place::Comment, '\n') => place = Place::Key,
+            (Place::Comment, _) => {}
+            (Place::BeforeValue | Place::Value, '\n') => {
+                value.truncate(kept);
+                let value = std::mem::take(&mut value);
+                let name = std::mem::take(&mut key).trim().to_string();
+                (place, kept) = (Place::Key, 0);
+                if is_name(&name) {
+                    environment.insert(name, value);
+                }
+            }
+            (Place::BeforeValue, quote @ ('\'' | '"')) => place = Place::Quoted(quote),
+            (Place::BeforeValue | Place::Value, '\\') => {
+                place = Place::Value;
+                value.extend(chars.next().filter(|next| *next != '\n'));
+                kept = value.len();
+            }
+            (Place::BeforeValue, blank) if blank.is_whitespace() => {}
+            (Place::BeforeValue | Place::Value, char) => {
+                place = Place::Value;
+                value.push(char);
+                kept = if char.is_whitespace() { kept } else { value.len() };
+            }
+            (Place::Quoted(quote), char) if char == quote => place = Place::BeforeValue,
+            (Place::Quoted('"'), '\\') => {
+                match chars.next() {
+                    Some('\n') | None => {}
+                    Some(next @ ('"' | '\\' | '`' | '$')) => value.push(next),
+                    Some(next) => value.extend(['\\', next]),
+                }
+                kept = value.len();
+            }
+            (Place::Quoted(_), char) => {
+                value.push(char);
+                kept = value.len();
+            }
         }
     }
 }
 
-/// Takes the next line, with its continuations: a backslash before the line's end joins the next one to it.
-fn logical_line(rest: &mut impl Iterator<Item = char>) -> String {
-    let mut line = String::new();
-    while let Some(char) = rest.next() {
-        match char {
-            '\n' => break,
-            '\\' => match rest.next() {
-                Some('\n') => {}
-                Some(next) => line.extend(['\\', next]),
-                None => line.push('\\'),
-            },
-            other => line.push(other),
-        }
-    }
-    line
-}
-
-/// Words of `text` without their quotes and escapes; one word with all blanks unless `blanks_separate`.
-fn words(text: &str, blanks_separate: bool) -> Vec<String> {
+/// Words of `text`, which blanks separate, without their quotes and escapes.
+fn words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut chars = text.chars();
     while let Some(char) = chars.next() {
@@ -91,7 +120,7 @@ fn words(text: &str, blanks_separate: bool) -> Vec<String> {
                 word.get_or_insert_with(String::new);
                 quote = Some(char);
             }
-            (None, blank) if blanks_separate && blank.is_whitespace() => words.extend(word.take()),
+            (None, blank) if blank.is_whitespace() => words.extend(word.take()),
             (_, char) => word.get_or_insert_with(String::new).push(char),
         }
     }
@@ -147,14 +176,26 @@ mod tests {
         assert_eq!(line(&args, "CONFIG=\"/etc/my docker.json\""), words);
     }
 
+    // As parse_env_file_internal of systemd reads them.
     #[test]
     fn file_is_read_with_quotes_comments_and_continuations() {
-        let text = "; comment\n  A = 1 \nB=\"x y\" \nC='it''s' \nD=a\\\n b\n=none\n1X=2\nE=\"say \\\"hi\\\"\"\nF\nA=2";
+        let text = "; comment\n  A = 1 \nB=\"x y\" \nC='it''s' \nD=a\\\n b\n=none\n1X=2\nE=\"say \\\"hi\\\" \\n\"\nF\nA=2\n\
+                    G=\"one\n two\"\nH=--label \"a b\"\nI='a \\'";
+        let expected = [
+            ("A", "2"),
+            ("B", "x y"),
+            ("C", "its"),
+            ("D", "a b"),
+            ("E", "say \"hi\" \\n"),
+            ("G", "one\n two"),
+            ("H", "--label \"a b\""),
+            ("I", "a \\"),
+        ];
         let read = environment(text);
-        let expected = [("A", "2"), ("B", "x y"), ("C", "its"), ("D", "a b"), ("E", "say \"hi\"")];
         let read: Vec<(&str, &str)> =
             read.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(read, expected);
+        assert_eq!(line(&["dockerd", "$H"], text), ["dockerd", "--label", "a b"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::model::code::Code;
 use crate::model::daemon_json::{BRIDGE, IP6TABLES, IPTABLES, with_keys};
 use crate::model::engine::{
-    CommandLine, DaemonJson, EngineApi, EngineSeen, PackageManager, release,
+    ApiVersion, CommandLine, DaemonJson, EngineApi, EngineSeen, PackageManager, release,
 };
 use crate::model::engine_options::EngineOptions;
 use crate::model::fault::{Fault, Finding};
@@ -15,13 +15,22 @@ use crate::model::policy::EnginePolicy;
 
 /// First release with the option `ip6tables`.
 const KNOWS_IP6TABLES: (u32, u32) = (20, 10);
+/// Oldest API version of an engine that knows `ip6tables`.
+const API_KNOWS_IP6TABLES: ApiVersion = ApiVersion(1, 41);
 /// First release that filters IPv6 unless told otherwise (moby#47747).
 const FILTERS_IPV6: (u32, u32) = (27, 0);
 /// First release that leaves the policy of FORWARD in IPv6 alone unless it switches forwarding on (moby#48594).
 const CAUTIOUS_WITH_IPV6: (u32, u32) = (28, 0);
 /// Options that choose a bridge or its addresses. The engine refuses some of them together.
-const BRIDGE_OPTIONS: [&str; 6] =
-    [BRIDGE, "bip", "bip6", "fixed-cidr", "default-gateway", "default-address-pools"];
+const BRIDGE_OPTIONS: [&str; 7] = [
+    BRIDGE,
+    "bip",
+    "bip6",
+    "fixed-cidr",
+    "default-gateway",
+    "default-address-pool",
+    "default-address-pools",
+];
 
 /// Outcome of merging the agent's keys into daemon.json.
 #[derive(Default)]
@@ -52,9 +61,11 @@ pub(super) fn merged(seen: &EngineSeen, policy: &EnginePolicy) -> Result<Merge, 
         ));
     }
     let options = EngineOptions::new(seen.command_line.args(), &seen.daemon_json);
-    let (mut added, mut findings) = (Vec::new(), Vec::new());
-    for (key, value) in wanted(seen, &options) {
+    let (mut added, mut findings) = (Vec::new(), Vec::<Finding>::new());
+    for (key, value) in wanted(seen, &options, policy) {
         match chosen(key, seen, &options) {
+            // Whoever wants the engine to filter IPv4 has not asked for less in IPv6.
+            Choice::None if key == IP6TABLES && !findings.is_empty() => {}
             Choice::Same => {}
             Choice::None => added.push((key, value)),
             Choice::Other(why) => {
@@ -72,22 +83,28 @@ pub(super) fn merged(seen: &EngineSeen, policy: &EnginePolicy) -> Result<Merge, 
 }
 
 /// Keys and values that must be in force when the engine starts.
-fn wanted(seen: &EngineSeen, options: &EngineOptions<'_>) -> Vec<(&'static str, Value)> {
+fn wanted(
+    seen: &EngineSeen,
+    options: &EngineOptions<'_>,
+    policy: &EnginePolicy,
+) -> Vec<(&'static str, Value)> {
     let mut wanted = vec![(IPTABLES, Value::Bool(false))];
-    let is_new = seen.installed.is_none();
     // Debian's packages start the engine while they are being installed. Those of the others do not, and their engine
     // may be older: its version is known once it is installed.
     let release = seen.installed_version.as_deref().and_then(release);
     let knows = match release {
         Some(release) => release >= KNOWS_IP6TABLES,
-        None => is_new && seen.package_manager == Some(PackageManager::Apt),
+        None => {
+            let by_apt = seen.package_manager == Some(PackageManager::Apt);
+            by_apt && seen.installed.is_none() && policy.min_api >= API_KNOWS_IP6TABLES
+        }
     };
     if knows {
         wanted.push((IP6TABLES, Value::Bool(false)));
     }
     // Targets use the host's network. The engine's own bridge would take 172.17.0.0/16, which can be the node's way to
     // its controller (moby#36153).
-    if is_new && !BRIDGE_OPTIONS.iter().any(|option| options.has(option)) {
+    if seen.is_new && !BRIDGE_OPTIONS.iter().any(|option| options.has(option)) {
         wanted.push((BRIDGE, Value::from("none")));
     }
     wanted
@@ -95,7 +112,7 @@ fn wanted(seen: &EngineSeen, options: &EngineOptions<'_>) -> Vec<(&'static str, 
 
 /// Operator's choice for a key.
 enum Choice {
-    /// The wanted value.
+    /// The value that the agent wants.
     Same,
     None,
     /// Another value, or an option that contradicts it, in words.
@@ -232,19 +249,17 @@ fn may_filter(key: &str, by_default: bool, seen: &EngineSeen) -> Option<String> 
 }
 
 /// Effect of the running engine on the policy of FORWARD.
-fn effect(seen: &EngineSeen, ipv6: bool) -> String {
+fn effect(seen: &EngineSeen, ipv6: bool) -> &'static str {
     let options = EngineOptions::new(seen.command_line.args(), &seen.daemon_json);
     let release = running_release(seen);
-    let policy = if options.boolean("ip-forward-no-drop") == Some(true) {
+    if options.boolean("ip-forward-no-drop") == Some(true) {
         "it adds rules and leaves the policy of FORWARD, ip-forward-no-drop"
-    } else if ipv6 && (Some(FILTERS_IPV6)..Some(CAUTIOUS_WITH_IPV6)).contains(&release) {
+    } else if options.text("firewall-backend") == Some("nftables") {
+        "it adds tables of its own to nftables and leaves the policy of FORWARD"
+    } else if ipv6 && release < Some(CAUTIOUS_WITH_IPV6) {
         "FORWARD policy DROP in IPv6, also for bridges of others"
     } else {
         "FORWARD policy DROP if the engine switches forwarding on"
-    };
-    match options.text("firewall-backend") {
-        Some(backend) => format!("{policy}; firewall-backend {backend}"),
-        None => policy.to_string(),
     }
 }
 

@@ -70,7 +70,7 @@ fn the_key_is_merged_into_what_the_operator_has() {
 #[test]
 fn operator_choices_are_kept_and_reported_or_refused_by_setting() {
     for text in [r#"{"iptables": true}"#, r#"{"iptables": "no"}"#] {
-        let seen = stopped(says(text));
+        let seen = EngineSeen { installed_version: Some("29.0.0".into()), ..stopped(says(text)) };
         let plan = plan(&seen, &policy()).unwrap();
         assert_eq!(names(&plan), ["startDaemon", "awaitEngine"]);
         assert_eq!(codes(&plan), [Code::IptablesSetByOperator]);
@@ -170,7 +170,11 @@ fn running_engine_that_filters_ipv6_is_reported_and_never_refused() {
     for (version, text, words) in [
         ("20.10.24", off, None),
         ("26.1.5", off, None),
-        ("26.1.5", r#"{"iptables": false, "ip6tables": true}"#, Some("says \"ip6tables\": true")),
+        (
+            "26.1.5",
+            r#"{"iptables": false, "ip6tables": true}"#,
+            Some("DROP in IPv6, also for bridges"),
+        ),
         ("27.1.2", off, Some("FORWARD policy DROP in IPv6, also for bridges of others")),
         ("28.0.0", off, Some("if the engine switches forwarding on")),
         (
@@ -181,7 +185,7 @@ fn running_engine_that_filters_ipv6_is_reported_and_never_refused() {
         (
             "29.0.0",
             r#"{"iptables": false, "firewall-backend": "nftables"}"#,
-            Some("firewall-backend nftables"),
+            Some("tables of its own to nftables"),
         ),
         ("29.0.0", r#"{"iptables": false, "ip6tables": false}"#, None),
     ] {
@@ -222,6 +226,12 @@ fn engine_that_the_agent_installs_makes_no_bridge_unless_the_operator_chose_one(
         let keys = written(&plan(&seen, &policy()).unwrap());
         assert_ne!(keys["bridge"], serde_json::json!("none"), "{text}");
     }
+    let flag =
+        EngineSeen { command_line: CommandLine::Known(vec!["-b".into(), "br0".into()]), ..bare() };
+    assert_eq!(written(&plan(&flag, &policy()).unwrap()).get("bridge"), None, "a flag and a key");
+    // Packages that are installed half-way: the engine has been in use.
+    let used = EngineSeen { is_new: false, ..bare() };
+    assert_eq!(written(&plan(&used, &policy()).unwrap()).get("bridge"), None);
     let installed = written(&plan(&stopped(says("{}")), &policy()).unwrap());
     assert_eq!(installed.get("bridge"), None, "an engine of the operator keeps its bridge");
 }

@@ -62,8 +62,9 @@ fn plan_running(
 }
 
 fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, Fault> {
-    if let Some(elsewhere) = listens_elsewhere(seen, policy) {
-        return Err(elsewhere);
+    let masked = masked(seen).filter(|_| seen.process.is_none());
+    if let Some(fault) = masked.or_else(|| listens_elsewhere(seen, policy)) {
+        return Err(fault);
     }
     let mut plan = EnginePlan::default();
     // A unit that is being stopped can be started, too: systemd does so once it has stopped.
@@ -147,13 +148,6 @@ impl EnginePlan {
 
     fn add_start(&mut self, seen: &EngineSeen, policy: &EnginePolicy) -> Result<(), Fault> {
         match (&seen.init, &seen.unit) {
-            (Init::Systemd, Some(unit)) if unit.load == "masked" => Err(Fault::new(
-                Code::EngineUnitMasked,
-                format!(
-                    "{} is masked: `systemctl unmask {}` if the engine may run",
-                    unit.name, unit.name
-                ),
-            )),
             (Init::Systemd, Some(unit)) if unit.load == "not-found" && seen.installed.is_some() => {
                 Err(Fault::new(
                     Code::EngineUnitMissing,
@@ -180,11 +174,7 @@ impl EnginePlan {
             }
             (Init::Other(_), _) => {
                 let binary = seen.installed.clone().unwrap_or_else(|| policy.binary.clone());
-                let options = EngineOptions::new(&[], &seen.daemon_json);
-                let in_file =
-                    |arg: &&String| arg.starts_with("--host=") && options.key("hosts").is_some();
-                let args = seen.command_line.args().iter().filter(|arg| !in_file(arg)).cloned();
-                let args = args.collect();
+                let args = seen.command_line.args().to_vec();
                 self.steps.push(Step::StartDaemon { binary, args });
                 Ok(())
             }
@@ -192,10 +182,22 @@ impl EnginePlan {
     }
 }
 
+/// Fault of an engine whose unit the operator masked.
+fn masked(seen: &EngineSeen) -> Option<Fault> {
+    let unit = seen.unit.as_ref().filter(|unit| unit.load == "masked")?;
+    let name = &unit.name;
+    Some(Fault::new(
+        Code::EngineUnitMasked,
+        format!("{name} is masked: `systemctl unmask {name}` if the engine may run"),
+    ))
+}
+
 /// Fault of an engine that listens, or will, at other sockets than the agent's; `None` if that is not certain.
 fn listens_elsewhere(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Fault> {
     let CommandLine::Known(args) = &seen.command_line else { return None };
     let is_installed = seen.process.is_some() || seen.installed.is_some();
+    let leads_to = seen.socket_target.as_deref().unwrap_or(&policy.socket);
+    let own = [policy.socket.as_str(), leads_to].map(plain_run);
     let options = EngineOptions::new(args, &seen.daemon_json);
     let hosts = options.hosts();
     // systemd's socket units have their own paths.
@@ -203,7 +205,7 @@ fn listens_elsewhere(seen: &EngineSeen, policy: &EnginePolicy) -> Option<Fault> 
         host.starts_with("fd://")
             || host
                 .strip_prefix("unix://")
-                .is_some_and(|path| path.is_empty() || plain_run(path) == plain_run(&policy.socket))
+                .is_some_and(|path| path.is_empty() || own.contains(&plain_run(path)))
     };
     (is_installed && !hosts.iter().any(may_be)).then(|| {
         Fault::new(

@@ -55,7 +55,8 @@ pub(super) fn stopped_with(args: &[&str], daemon_json: DaemonJson) -> EngineSeen
 }
 
 pub(super) fn stopped(daemon_json: DaemonJson) -> EngineSeen {
-    EngineSeen { installed: Some("/usr/sbin/dockerd".into()), daemon_json, ..bare() }
+    let installed = Some("/usr/sbin/dockerd".into());
+    EngineSeen { installed, is_new: false, daemon_json, ..bare() }
 }
 
 pub(super) fn stopped_unit(unit: UnitState) -> EngineSeen {

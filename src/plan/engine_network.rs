@@ -6,29 +6,39 @@ use serde_json::Value;
 
 use crate::model::code::Code;
 use crate::model::daemon_json::BRIDGE;
-use crate::model::engine::EngineSeen;
+use crate::model::engine::{EngineApi, EngineSeen};
 use crate::model::engine_options::EngineOptions;
 use crate::model::fault::Finding;
-use crate::model::network::{Network, Route};
+use crate::model::network::{Network, NodeRoute};
 
-/// Interface of the engine's own bridge, and the beginning of those of its other networks, which goes on with 12 digits
+/// Interfaces of the engine's own bridges, and the beginning of those of its other networks, which goes on with 12 digits
 /// of their ids.
-const OWN_BRIDGE: &str = "docker0";
+const OWN_BRIDGES: [&str; 2] = ["docker0", "docker_gwbridge"];
 const OTHER_BRIDGES: &str = "br-";
 /// Second bytes of the engine's default networks, 172.17.0.0/16 to 172.31.0.0/16, in the order in which it tries them.
 const DEFAULTS: std::ops::RangeInclusive<u8> = 17..=31;
 
 /// Finding on the first network of the engine, of now or of its next start, that hides an address the node needs.
 pub(super) fn overlap(seen: &EngineSeen) -> Option<Finding> {
-    let networks = match seen.process {
-        Some(_) => of_running(&seen.network.routes),
-        None => of_next_start(seen).into_iter().collect(),
+    let networks = match (&seen.process, &seen.api) {
+        (None, EngineApi::Absent) => of_next_start(seen).into_iter().collect(),
+        _ => of_running(&seen.network.routes),
     };
     let needed = needed(seen);
     networks.iter().find_map(|network| {
+        let has_own_route = |address: IpAddr| {
+            let leads_there = |route: &NodeRoute| {
+                !is_bridge(&route.interface)
+                    && route.to.has(address)
+                    && route.to.is_part_of(network)
+            };
+            seen.network.routes.iter().any(leads_there)
+        };
         // The bridge has the first address itself: a name server can listen there.
         let hidden = |(_, address): &&(String, IpAddr)| {
-            network.has(*address) && Some(*address) != network.first_host()
+            network.has(*address)
+                && Some(*address) != network.first_host()
+                && !has_own_route(*address)
         };
         let (what, address) = needed.iter().find(hidden)?;
         Some(Finding::new(
@@ -44,13 +54,16 @@ pub(super) fn overlap(seen: &EngineSeen) -> Option<Finding> {
 }
 
 /// Networks of a running engine, by the routes to its bridges.
-fn of_running(routes: &[Route]) -> Vec<Network> {
-    let is_bridge = |name: &str| {
-        let id = name.strip_prefix(OTHER_BRIDGES).unwrap_or_default();
-        name == OWN_BRIDGE || id.len() == 12 && id.bytes().all(|digit| digit.is_ascii_hexdigit())
-    };
+fn of_running(routes: &[NodeRoute]) -> Vec<Network> {
     let bridges = routes.iter().filter(|route| is_bridge(&route.interface));
-    bridges.map(|route| route.to).collect()
+    bridges.filter(|route| route.gateway.is_none()).map(|route| route.to).collect()
+}
+
+/// `true` for the name of an interface that the engine makes for a network.
+fn is_bridge(name: &str) -> bool {
+    let id = name.strip_prefix(OTHER_BRIDGES).unwrap_or_default();
+    OWN_BRIDGES.contains(&name)
+        || id.len() == 12 && id.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// Network that the engine takes for its own bridge when it starts; `None` if it makes none, or the agent sees that it
@@ -68,10 +81,12 @@ fn of_next_start(seen: &EngineSeen) -> Option<Network> {
     if let Some(pool) = pools.and_then(|pools| pools.first()) {
         return pool.get("base")?.as_str()?.parse().ok();
     }
-    // The engine passes over networks that a route leads to, or in which a name server is.
+    // The engine passes over networks to which a route without a gateway leads, or in which a name server is
+    // (moby#42598).
     let is_free = |network: &Network| {
-        let is_routed = |route: &Route| {
-            !route.is_default() && (network.has(route.to.first()) || route.to.has(network.first()))
+        let is_routed = |route: &NodeRoute| {
+            route.gateway.is_none()
+                && (network.has(route.to.first()) || route.to.has(network.first()))
         };
         !seen.network.routes.iter().any(is_routed)
             && !seen.network.name_servers.iter().any(|server| network.has(*server))
@@ -82,7 +97,8 @@ fn of_next_start(seen: &EngineSeen) -> Option<Network> {
 
 /// Addresses that the node needs, each with its use.
 fn needed(seen: &EngineSeen) -> Vec<(String, IpAddr)> {
-    let gateways = seen.network.routes.iter().filter_map(|route| {
+    let routes = seen.network.routes.iter().filter(|route| !is_bridge(&route.interface));
+    let gateways = routes.filter_map(|route| {
         let gateway = IpAddr::V4(route.gateway?);
         Some((format!("a gateway of the node ({})", route.interface), gateway))
     });
@@ -98,12 +114,12 @@ mod tests {
     use crate::model::engine::DaemonJson;
     use crate::model::network::NodeNetwork;
 
-    fn route(interface: &str, to: &str, gateway: Option<&str>) -> Route {
+    fn route(interface: &str, to: &str, gateway: Option<&str>) -> NodeRoute {
         let gateway = gateway.map(|it| it.parse().unwrap());
-        Route { interface: interface.into(), to: to.parse().unwrap(), gateway }
+        NodeRoute { interface: interface.into(), to: to.parse().unwrap(), gateway }
     }
 
-    fn network(routes: Vec<Route>, servers: &[&str], controller: &str) -> NodeNetwork {
+    fn network(routes: Vec<NodeRoute>, servers: &[&str], controller: &str) -> NodeNetwork {
         NodeNetwork {
             routes,
             name_servers: servers.iter().map(|it| it.parse().unwrap()).collect(),
@@ -150,7 +166,7 @@ mod tests {
     #[test]
     fn network_of_the_next_start_is_foreseen() {
         let up = || route("eth0", "0.0.0.0/0", Some("10.0.0.1"));
-        let stopped = |text: &str, routes: Vec<Route>, controller: &str| {
+        let stopped = |text: &str, routes: Vec<NodeRoute>, controller: &str| {
             let network = network(routes, &[], controller);
             found(&EngineSeen { network, ..stopped(says(text)) })
         };
@@ -161,6 +177,9 @@ mod tests {
             None,
             "it takes the next one"
         );
+        // moby#36153: a way through a gateway does not keep the engine from taking the network.
+        let far = route("eth0", "172.17.0.0/16", Some("10.0.0.254"));
+        assert!(stopped("{}", vec![up(), far], "172.17.0.9").unwrap().contains("172.17.0.0/16"));
         assert!(stopped("{}", vec![up(), taken], "172.18.0.9").unwrap().contains("172.18.0.0/16"));
         assert!(
             stopped(r#"{"bip": "10.9.0.1/24"}"#, vec![up()], "10.9.0.7")

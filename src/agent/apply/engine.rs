@@ -14,10 +14,15 @@ use crate::host::systemd::{Systemd, SystemdError};
 use crate::host::watch::PathWatch;
 use crate::host::{HostError, Root, daemon_json};
 use crate::model::code::Code;
-use crate::model::engine::{ApiVersion, DaemonJson, EngineSeen, EngineVersion};
+use crate::model::engine::{
+    ApiVersion, DaemonJson, EngineApi, EngineSeen, EngineVersion, version_in,
+};
 use crate::model::fault::{Fault, chain};
 use crate::model::policy::EnginePolicy;
 use crate::model::step::Step;
+
+/// Time limit of the daemon's executable when it is asked for its version.
+const VERSION_WITHIN: Duration = Duration::from_secs(5);
 
 /// [`Spawner`] under a name that the engine's owner may use, as it does not use `host` itself.
 pub trait Spawns: Spawner {}
@@ -109,6 +114,17 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                 ),
             )),
         }
+    }
+
+    /// Asks the executable of a stopped daemon for its version, such as 20.10.24: no other place has it. `None` if the daemon
+    /// runs, or its executable prints none.
+    pub async fn installed_version(&self, seen: &EngineSeen) -> Option<String> {
+        let stopped = seen.api == EngineApi::Absent && seen.process.is_none();
+        let binary = seen.executable.as_deref().filter(|_| stopped)?;
+        let program = self.root.path(binary).display().to_string();
+        let call = Invocation { program, args: vec!["--version".to_string()], env: Vec::new() };
+        let end = self.spawner.query(call, VERSION_WITHIN).await.ok()?;
+        version_in(&end.output)
     }
 
     /// Restores the engine's settings file to `before` if `step` wrote it and `fault` names it as the reason that the

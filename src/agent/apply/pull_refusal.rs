@@ -101,10 +101,12 @@ impl PullFailure {
     pub(super) fn of(why: &str, registry: &str) -> Option<PullFailure> {
         let says = |texts: &[&str]| texts.iter().any(|text| why.contains(text));
         let (failure, _) = TEXTS.into_iter().find(|(_, texts)| says(texts))?;
-        // The server that gives out tokens may be another one.
+        // The servers that give out tokens and parts of images may be others.
+        let own_url = format!("https://{registry}/");
         let https_closed = failure == Unreachable
             && says(&[":443: connect: connection refused", ":443: getsockopt: connection refused"])
             && !has_port(registry)
+            && why.contains(&own_url)
             && !why.contains("/token?");
         Some(if https_closed { HttpsClosed } else { failure })
     }

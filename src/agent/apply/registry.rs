@@ -5,8 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::observe::blocking;
 use super::super::observe::target::Containers;
@@ -22,6 +23,8 @@ use crate::model::registry::{Credentials, RegistryPolicy, Secret, registry_of};
 
 /// Timeout of the engine's reload of its configuration.
 const RELOAD: Duration = Duration::from_secs(10);
+/// Timeout of a connection to port 80 of a registry.
+const HTTP_WITHIN: Duration = Duration::from_secs(3);
 /// Interval of checking whether the engine has reloaded.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -69,7 +72,10 @@ impl<C: Containers> RegistryPuller<C> {
                 .map_or(String::new(), |it| format!(": {}", it.advice(registry, login.is_some())))
         };
         let unproven = failure.is_some_and(PullFailure::is_unproven) && !registry.is_empty();
-        if !unproven {
+        // A registry that is down for a moment is not one that speaks plain HTTP.
+        let is_down =
+            failure == Some(PullFailure::HttpsClosed) && !listens_for_http(registry).await;
+        if !unproven || is_down {
             return Err(why + &advice(failure));
         }
         if !self.policy.engine.insecure_registries {
@@ -146,9 +152,9 @@ impl<C: Containers> RegistryPuller<C> {
 fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<String, String> {
     let Some(engine) = engine_process(root, policy) else {
         return Err(format!(
-            "the engine cannot be told to trust {registry}: {} names no process {} (engine.pid_file, \
-             engine.binary)",
-            policy.pid_file, policy.binary
+            "the engine cannot be told to trust {registry}: no process {} was found, by {} or by its name \
+             (engine.binary, engine.pid_file)",
+            policy.binary, policy.pid_file
         ));
     };
     let path = config_file(&engine.args, &policy.daemon_json);
@@ -175,4 +181,10 @@ fn add(root: &Root, policy: &EnginePolicy, registry: &str) -> Result<String, Str
     }
     reload(root, &engine, policy).map_err(|e| chain(&e))?;
     Ok(path)
+}
+
+/// `true` if something accepts connections at port 80 of the host `registry`.
+async fn listens_for_http(registry: &str) -> bool {
+    let connected = timeout(HTTP_WITHIN, TcpStream::connect(format!("{registry}:80"))).await;
+    matches!(connected, Ok(Ok(_)))
 }

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::blocking;
 use crate::docker::{Engine, EngineError};
 use crate::host::engine_process::{
-    SNAP_BINARY, SNAP_UNIT, config_path, engine_process, next_command_line,
+    SNAP_BINARY, SNAP_UNIT, config_path, engine_process, is_daemon, next_command_line,
 };
-use crate::host::engine_version::printed_version;
+use crate::host::engine_socket::link_target;
 use crate::host::systemd::{Systemd, SystemdError};
 use crate::host::unchanged::Unchanged;
 use crate::host::{Root, daemon_json, dpkg, facts, packages, process, routes};
@@ -21,6 +21,7 @@ use crate::model::engine::{
     CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init,
     PackageManager, UnitState,
 };
+use crate::model::engine_options::EngineOptions;
 use crate::model::fault::{Fault, chain};
 use crate::model::network::NodeNetwork;
 use crate::model::policy::EnginePolicy;
@@ -29,6 +30,9 @@ use crate::model::policy::EnginePolicy;
 pub trait QueryEngine: Engine {}
 
 impl<E: Engine> QueryEngine for E {}
+
+/// Folder of the engine's images and containers, if no other is configured.
+const IMAGES: &str = "/var/lib/docker/image";
 
 /// Observer of the engine of one machine.
 #[derive(Debug)]
@@ -108,23 +112,28 @@ impl<E: QueryEngine> EngineObserver<E> {
         self.doubt_installation(seen).await
     }
 
-    /// Asks systemd for the engine's unit: that of the settings, else that of its process, else that of Docker's snap.
+    /// Asks systemd for the engine's unit: that of its process, else that of the settings, else that of Docker's snap.
     async fn unit(&self, process: Option<&EngineProcess>) -> Result<UnitState, SystemdError> {
+        let of_process = process.and_then(|process| process.unit.as_deref());
+        let own = of_process.filter(|unit| *unit != self.policy.unit);
+        if let Some(name) = own {
+            // The process may have been started within a unit of something else.
+            let unit = self.systemd.unit(name).await?;
+            if unit.args.first().is_some_and(|program| is_daemon(program, &self.policy))
+                || name == SNAP_UNIT && unit.load == "loaded"
+            {
+                return Ok(unit);
+            }
+        }
         let unit = self.systemd.unit(&self.policy.unit).await?;
         if unit.load != "not-found" {
             return Ok(unit);
         }
-        let of_process = process.and_then(|process| process.unit.as_deref());
-        for name in of_process.into_iter().chain([SNAP_UNIT]) {
-            let other = self.systemd.unit(name).await?;
-            if other.load != "not-found" {
-                return Ok(other);
-            }
-        }
-        Ok(unit)
+        let snap = self.systemd.unit(SNAP_UNIT).await?;
+        Ok(if snap.load == "not-found" { unit } else { snap })
     }
 
-    /// Observes with which options an engine without a process will start, and its version.
+    /// Observes with which options an engine without a process will start.
     async fn look_at_next_start(&self, seen: &mut EngineSeen) -> Result<(), Fault> {
         if let EngineApi::Answers(_) = seen.api {
             let why = format!(
@@ -134,20 +143,27 @@ impl<E: QueryEngine> EngineObserver<E> {
             seen.command_line = CommandLine::Unknown(why);
             return Ok(());
         }
-        if seen.unit.as_ref().is_some_and(|unit| unit.name == SNAP_UNIT) {
-            seen.installed.get_or_insert_with(|| SNAP_BINARY.to_string());
-        }
+        let of_unit = seen.unit.as_ref().and_then(|unit| match unit.name.as_str() {
+            SNAP_UNIT => Some(SNAP_BINARY.to_string()),
+            _ => unit.args.first().filter(|program| is_daemon(program, &self.policy)).cloned(),
+        });
         let (root, policy, unit) = (self.root.clone(), self.policy.clone(), seen.unit.clone());
         let look = move || {
-            let line = next_command_line(&root, unit.as_ref(), &policy);
+            let mut line = next_command_line(&root, unit.as_ref(), &policy);
             let file = config_path(&line, &policy);
             let text = daemon_json::read(&root, &file);
-            (line, file, text)
+            if unit.is_none() && EngineOptions::new(&[], &text).key("hosts").is_some() {
+                line.drop_own_host();
+            }
+            let of_unit = of_unit.filter(|program| root.path(program).is_file());
+            (line, file, text, of_unit, root.path(IMAGES).exists())
         };
-        (seen.command_line, seen.config_file, seen.daemon_json) = blocking(look).await?;
-        if let Some(binary) = &seen.installed {
-            seen.installed_version = printed_version(&self.root, binary).await;
-        }
+        let (line, file, text, of_unit, has_images) = blocking(look).await?;
+        (seen.command_line, seen.config_file, seen.daemon_json) = (line, file, text);
+        seen.installed = seen.installed.take().or(of_unit);
+        seen.executable.clone_from(&seen.installed);
+        let has_unit = seen.unit.as_ref().is_some_and(|unit| unit.load != "not-found");
+        seen.is_new = seen.installed.is_none() && !has_unit && !has_images;
         Ok(())
     }
 
@@ -252,6 +268,9 @@ fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<U
     let seen = EngineSeen {
         api: EngineApi::Absent,
         installed: process::find_executable(root, &policy.binary),
+        socket_target: link_target(root, &policy.socket),
+        executable: None,
+        is_new: false,
         installed_version: None,
         // Without a process, these are read once systemd has been asked for the unit.
         daemon_json: match process {

@@ -1,7 +1,7 @@
 //! Explanation of a target's exit by what its code and its last output show, and by facts of this machine.
 
 use super::blocking;
-use super::target_resources::cgroup_parent;
+use super::target_resources::parent_group;
 use crate::host::{Root, cpu_flags, hugetlb_limit};
 use crate::model::exit::{ExitCause, explain_instruction, explain_pages};
 use crate::model::policy::EnginePolicy;
@@ -19,7 +19,7 @@ pub async fn explained(
     let explain = move || match cause {
         ExitCause::Instruction => Some(explain_instruction(cpu_flags::model(&root).as_ref())),
         ExitCause::Page | ExitCause::Memory => {
-            let parent = cgroup_parent(&root, &engine);
+            let parent = parent_group(&root, &engine, None);
             let limit = hugetlb_limit::of_containers(&root, &parent, PageSize::MIB_2);
             explain_pages(cause, limit.as_ref())
         }

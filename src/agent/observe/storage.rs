@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::blocking;
 use crate::host::process::{FOLDERS, find_executable};
-use crate::host::qemu_io::{self, Failure};
+use crate::host::qemu_io::{self, ReadFailure};
 use crate::host::spawn::{QueryEnd, Spawner};
 use crate::host::{Root, dpkg, packages};
 use crate::model::code::Code;
@@ -73,20 +73,20 @@ impl<S: Spawner> StorageObserver<S> {
         &self,
         volume: &HeartbeatVolume,
         program: &str,
-        (failure, end): (Failure, &QueryEnd),
+        (failure, end): (ReadFailure, &QueryEnd),
         within: Duration,
     ) -> Fault {
         let said = qemu_io::last_words(&end.output);
         match failure {
-            Failure::NoDriver => Fault::new(
+            ReadFailure::NoDriver => Fault::new(
                 Code::StorageClientMissing,
                 format!(
                     "{volume} cannot be read: {program} has no driver {CBD} ({said}); install the QEMU that comes with the \
                      storage's client"
                 ),
             ),
-            Failure::TimedOut => Fault::new(Code::StorageUnreachable, late(volume, within)),
-            Failure::Other => {
+            ReadFailure::TimedOut => Fault::new(Code::StorageUnreachable, late(volume, within)),
+            ReadFailure::Other => {
                 let code = end.code.map_or("none".to_string(), |code| code.to_string());
                 let text = format!(
                     "{volume} could not be read by {program} (exit code {code}): {said}; see whether this node reaches the \

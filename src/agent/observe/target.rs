@@ -88,7 +88,7 @@ impl<C: Containers> TargetObserver<C> {
     /// # Errors
     /// When the engine does not answer, or the machine cannot be read.
     pub async fn look(&self, spec: &TargetSpec, beside: bool) -> Result<TargetSeen, Fault> {
-        let files = file_facts(&self.root, spec, self.policy.target.socket_uid).await?;
+        let files = file_facts(&self.root, spec, &self.policy).await?;
         let has_image = self.image_id(spec, &files.built_in_image);
         let beside = async {
             match beside {
@@ -110,14 +110,8 @@ impl<C: Containers> TargetObserver<C> {
         let wanted = self.policy.target.pages(spec);
         let ((version, silence, guests), cpu_use, memory, links) = tokio::join!(
             self.ask(&control),
-            cpu_use(&self.root, &self.policy.registries.engine, own),
-            pages_for_target(
-                &self.root,
-                &self.policy.registries.engine,
-                wanted,
-                files.huge_dir.clone(),
-                own
-            ),
+            cpu_use(&self.root, &files.parent_group, own),
+            pages_for_target(&self.root, &files.parent_group, wanted, files.huge_dir.clone(), own),
             self.links(&opened)
         );
         let may_have_disks = !ours || files.has_volume_sockets;
@@ -173,8 +167,7 @@ impl<C: Containers> TargetObserver<C> {
     pub async fn look_around(&self, spec: &TargetSpec) -> Result<TargetSeen, Fault> {
         let named = self.container_of(spec);
         let (named, beside) = tokio::join!(named, self.beside(&spec.name));
-        let FileFacts { huge_dir, .. } =
-            file_facts(&self.root, spec, self.policy.target.socket_uid).await?;
+        let FileFacts { huge_dir, .. } = file_facts(&self.root, spec, &self.policy).await?;
         Ok(TargetSeen { container: named?, beside: beside?, huge_dir, ..TargetSeen::default() })
     }
 

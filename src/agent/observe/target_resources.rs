@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 
 use super::blocking;
-use crate::host::cgroup_parent::CgroupParent;
 use crate::host::engine_process::engine_process;
 use crate::host::leftovers::left_pages;
 use crate::host::numa::NumaFiles;
+use crate::host::parent_group::ParentGroup;
 use crate::host::pools::{PoolFiles, hugepages_of};
 use crate::host::{
     HostError, Root, cpu_users, cpus, cpuset, daemon_json, hugetlb_limit, mounts, own_image,
     socket_place,
 };
+use crate::model::cgroup::CgroupParent;
 use crate::model::cpu::{Cpu, CpuUse};
 use crate::model::engine_options::{EngineOptions, config_file};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
-use crate::model::policy::EnginePolicy;
+use crate::model::policy::{EnginePolicy, TargetPolicy};
 use crate::model::pools::{PageLimit, Pool};
 use crate::model::target::TargetSpec;
 use crate::model::units::{NumaNode, PageSize};
@@ -30,6 +31,8 @@ pub(super) struct FileFacts {
     pub(super) socket_obstacle: Option<String>,
     pub(super) socket_doubt: Option<String>,
     pub(super) has_volume_sockets: bool,
+    /// Control group in which the engine will make the container's.
+    pub(super) parent_group: ParentGroup,
 }
 
 /// Pages of 2 MiB that a target may take.
@@ -44,12 +47,11 @@ pub(super) struct PagesForTarget {
 /// recreated.
 pub(super) async fn cpu_use(
     root: &Root,
-    engine: &EnginePolicy,
+    parent: &ParentGroup,
     own: Option<u32>,
 ) -> Result<CpuUse, Fault> {
-    let (root, engine) = (root.clone(), engine.clone());
+    let (root, parent) = (root.clone(), parent.clone());
     let look = move || -> Result<CpuUse, Fault> {
-        let parent = cgroup_parent(&root, &engine);
         let memory = cpuset::memory_of_containers(&root, &parent);
         Ok(CpuUse {
             containers: cpuset::of_containers(&root, &parent),
@@ -61,23 +63,28 @@ pub(super) async fn cpu_use(
     blocking(look).await?
 }
 
-/// Group of the engine's containers, by the options of the running engine.
-pub(super) fn cgroup_parent(root: &Root, policy: &EnginePolicy) -> CgroupParent {
+/// Control group of a container with the setting `named`, else of the engine's containers by the options of the running
+/// engine.
+pub(super) fn parent_group(
+    root: &Root,
+    policy: &EnginePolicy,
+    named: Option<&CgroupParent>,
+) -> ParentGroup {
     let args = engine_process(root, policy).map(|process| process.args).unwrap_or_default();
     let file = daemon_json::read(root, &config_file(&args, &policy.daemon_json));
-    CgroupParent::new(None, &EngineOptions::new(&args, &file))
+    ParentGroup::new(named.map(CgroupParent::as_str), &EngineOptions::new(&args, &file))
 }
 
 /// Counts free pages of 2 MiB, unless the target takes none (`wanted` is 0). A pool that cannot be read is no reason to
 /// refuse the target.
 pub(super) async fn pages_for_target(
     root: &Root,
-    engine: &EnginePolicy,
+    parent: &ParentGroup,
     wanted: u64,
     huge_dir: Option<String>,
     own: Option<u32>,
 ) -> PagesForTarget {
-    let (root, engine) = (root.clone(), engine.clone());
+    let (root, parent) = (root.clone(), parent.clone());
     let look = move || -> Result<PagesForTarget, HostError> {
         let small = |pool: &Pool| pool.key.size == PageSize::MIB_2;
         let pools = PoolFiles::find(&root)?.read_all()?.into_iter().filter(small);
@@ -85,7 +92,6 @@ pub(super) async fn pages_for_target(
             pools.map(|pool| (pool.key.node, pool.free)).collect();
         // The pages of the process `own` come back before its successor takes any.
         let own_pages = own.map(|pid| hugepages_of(&root, pid)).unwrap_or_default();
-        let parent = cgroup_parent(&root, &engine);
         let limit = hugetlb_limit::of_containers(&root, &parent, PageSize::MIB_2).map(|limit| {
             let used = limit.used.saturating_sub(own_pages.values().sum());
             PageLimit { used, ..limit }
@@ -112,9 +118,11 @@ pub(super) async fn pages_for_target(
 pub(super) async fn file_facts(
     root: &Root,
     spec: &TargetSpec,
-    socket_uid: u32,
+    policy: &TargetPolicy,
 ) -> Result<FileFacts, Fault> {
     let (root, conf) = (root.clone(), spec.client_conf.clone());
+    let (engine, socket_uid) = (policy.registries.engine.clone(), policy.target.socket_uid);
+    let named = spec.cgroup_parent.clone();
     let (folder, control) = (spec.socket_dir.clone(), spec.control_sock.clone());
     blocking(move || {
         let has_volume_sockets = socket_place::has_volumes(&root, folder.as_str());
@@ -128,6 +136,7 @@ pub(super) async fn file_facts(
             socket_obstacle: socket_place::obstacle(&root, folder.as_str(), control.as_str()),
             socket_doubt: socket_place::doubt(&root, folder.as_str(), socket_uid),
             has_volume_sockets,
+            parent_group: parent_group(&root, &engine, named.as_ref()),
         })
     })
     .await?
@@ -154,7 +163,7 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         let left = async |wanted, own| {
-            pages_for_target(&root, &EnginePolicy::default(), wanted, None, own)
+            pages_for_target(&root, &ParentGroup::Default, wanted, None, own)
                 .await
                 .limit
                 .map(|limit| limit.left())

@@ -20,15 +20,15 @@ use crate::model::prepare::Outcome;
 use crate::model::storage::{Dependencies, HeartbeatVolume};
 
 /// Answer of a port, in a box.
-pub type Answering<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
+pub type StorageFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
 
 /// Client of the node's storage; the API does not touch the machine itself.
 pub trait ServesStorage: Send + Sync {
     /// Reads from the heartbeat volume.
-    fn read_heartbeat(&self, volume: HeartbeatVolume) -> Answering<'_, ()>;
+    fn read_heartbeat(&self, volume: HeartbeatVolume) -> StorageFuture<'_, ()>;
 
     /// Sees to it that packages are installed.
-    fn provide(&self, wanted: Dependencies) -> Answering<'_, Outcome>;
+    fn provide(&self, wanted: Dependencies) -> StorageFuture<'_, Outcome>;
 }
 
 /// Routes of the calls; none with a legacy agent.

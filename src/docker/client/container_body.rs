@@ -12,6 +12,8 @@ const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
 /// Log rotation of a target's output: maximum size and number of files.
 const LOG_SIZE: &str = "10m";
 const LOG_FILES: &str = "3";
+/// Log drivers that keep the output of containers in files, which they can rotate.
+const BOUNDED_DRIVERS: [&str; 2] = ["json-file", "local"];
 
 /// Restart policy for the engine; for `None` that of targets, which only the agent restarts.
 ///
@@ -28,7 +30,8 @@ fn never() -> RestartPolicy {
     RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }
 }
 
-pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
+/// Body of a request for the container `spec` of an engine with the log driver `log_driver`, if that is known.
+pub(super) fn create_body(spec: &ContainerSpec, log_driver: Option<&str>) -> ContainerCreateBody {
     let bind = |(path, read_only): &(String, bool)| {
         format!("{path}:{path}{}", if *read_only { ":ro" } else { "" })
     };
@@ -49,7 +52,7 @@ pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         cgroup_parent: spec.cgroup_parent.clone(),
         // The engine must not restart a target: it would do so before the target's volumes may be created.
         restart_policy: Some(never()),
-        ..spec.isolation.as_ref().map(isolated).unwrap_or_default()
+        ..spec.isolation.as_ref().map(|it| isolated(it, log_driver)).unwrap_or_default()
     };
     ContainerCreateBody {
         image: Some(spec.image.clone()),
@@ -64,10 +67,18 @@ pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
 }
 
 /// Part of a container's settings that isolates it; packaging/doc/security.md has the reason for each.
-fn isolated(isolation: &Isolation) -> HostConfig {
+fn isolated(isolation: &Isolation, log_driver: Option<&str>) -> HostConfig {
     let options = format!("rw,noexec,nosuid,nodev,size={}m", isolation.tmpfs_mib);
     let tmpfs = isolation.tmpfs.iter().map(|path| (path.clone(), options.clone()));
-    let log = [("max-size", LOG_SIZE), ("max-file", LOG_FILES)];
+    // Other drivers refuse these options. Their own settings are the engine's, and a sink that takes nothing must not stop
+    // a target that prints.
+    let driver = log_driver.unwrap_or("json-file");
+    let (typ, options) = match BOUNDED_DRIVERS.contains(&driver) {
+        true => (Some(driver), vec![("max-size", LOG_SIZE), ("max-file", LOG_FILES)]),
+        false => (None, vec![("mode", "non-blocking")]),
+    };
+    let options = options.into_iter().map(|(key, value)| (key.to_string(), value.to_string()));
+    let log = HostConfigLogConfig { typ: typ.map(str::to_string), config: Some(options.collect()) };
     HostConfig {
         security_opt: Some(SECURITY_OPTIONS.map(str::to_string).to_vec()),
         readonly_rootfs: Some(isolation.read_only_root),
@@ -75,10 +86,7 @@ fn isolated(isolation: &Isolation) -> HostConfig {
         pids_limit: Some(isolation.pids_limit.into()),
         userns_mode: Some("host".to_string()),
         ipc_mode: Some("private".to_string()),
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_string()),
-            config: Some(log.map(|(key, value)| (key.to_string(), value.to_string())).into()),
-        }),
+        log_config: Some(log),
         ..HostConfig::default()
     }
 }

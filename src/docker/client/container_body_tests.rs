@@ -32,7 +32,7 @@ fn isolation() -> Isolation {
 
 /// The part of the body that says how the container runs, without what it leaves to the engine.
 fn host_config(spec: &ContainerSpec) -> BTreeMap<String, Value> {
-    let host = serde_json::to_value(create_body(spec).host_config).unwrap();
+    let host = serde_json::to_value(create_body(spec, None).host_config).unwrap();
     let Value::Object(fields) = host else { panic!("{host}") };
     fields.into_iter().filter(|(_, value)| !value.is_null()).collect()
 }
@@ -103,4 +103,22 @@ fn container_of_an_older_agent_is_made_without_isolation() {
         "UsernsMode",
     ];
     assert_eq!(more, expected);
+}
+
+// syslog and fluentd refuse `max-size` (dockerd: "unknown log opt 'max-size' for syslog log driver").
+#[test]
+fn output_is_bounded_where_the_engines_driver_keeps_it_in_files() {
+    let log =
+        |driver| create_body(&spec(Some(isolation())), driver).host_config.unwrap().log_config;
+    for driver in ["json-file", "local"] {
+        let config = log(Some(driver)).unwrap();
+        assert_eq!(config.typ.as_deref(), Some(driver));
+        assert_eq!(config.config.unwrap()["max-size"], "10m");
+    }
+    assert_eq!(log(None).unwrap().typ.as_deref(), Some("json-file"), "an unknown driver");
+    for driver in ["journald", "syslog", "none"] {
+        let config = log(Some(driver)).unwrap();
+        assert_eq!(config.typ, None, "{driver}: with the engine's own settings");
+        assert_eq!(config.config.unwrap(), [("mode".into(), "non-blocking".into())].into());
+    }
 }

@@ -33,6 +33,8 @@ use crate::model::container::{ContainerSeen, ContainerSpec, Restarts};
 use crate::model::engine::EngineVersion;
 use crate::model::registry::Credentials;
 
+/// Most time for facts of the engine before a container is created: guests may wait for it.
+const INFO: Duration = Duration::from_secs(2);
 /// Maximum bytes kept of a container's output; the end is kept.
 const MOST_PRINTED: usize = 16 * 1024;
 /// Request to the engine, for [`Consent`].
@@ -44,7 +46,7 @@ pub enum Contact {
     Connection,
 }
 
-/// Reason against a [`Contact`].
+/// Reason for which a [`Contact`] is not made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// The contact could start the engine.
@@ -195,9 +197,12 @@ impl Containers for DockerClient {
     }
 
     async fn create(&self, spec: &ContainerSpec, within: Duration) -> Result<String, EngineError> {
+        let ask = move |docker: Docker| async move { docker.info().await };
+        let driver =
+            self.read("info", within.min(INFO), ask, |info| Ok(replies::log_driver(info))).await;
         let connection = self.connection()?;
         let name = CreateContainerOptionsBuilder::new().name(&spec.name).build();
-        let body = create_body(spec);
+        let body = create_body(spec, driver.ok().flatten().as_deref());
         let ask =
             move |docker: Docker| async move { docker.create_container(Some(name), body).await };
         let create = async { replies::id(&replies::whole(connection.response(ask).await?).await?) };

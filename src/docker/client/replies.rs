@@ -74,8 +74,11 @@ pub(super) fn unless_failed(message: &Value) -> Result<(), Error> {
     }
 }
 
-/// Progress that a value of a pull reports: the id of the layer, its state, and the bytes done with the total.
-pub(super) fn progress(message: &Value) -> Option<(Option<String>, String, Option<(u64, u64)>)> {
+/// Progress of a layer: its id, its state, and the bytes done with the total.
+type LayerProgress = (Option<String>, String, Option<(u64, u64)>);
+
+/// Reads the progress that a value of a pull reports.
+pub(super) fn progress(message: &Value) -> Option<LayerProgress> {
     let state = message["status"].as_str()?.to_string();
     let detail = &message["progressDetail"];
     let bytes =
@@ -141,6 +144,11 @@ pub(super) fn names(event: &Value) -> Vec<String> {
     let attributes = &event["Actor"]["Attributes"];
     let old = attributes["oldName"].as_str().map(|name| name.trim_start_matches('/'));
     attributes["name"].as_str().into_iter().chain(old).map(str::to_string).collect()
+}
+
+/// Log driver of containers that name none, on the engine that gave `info`.
+pub(super) fn log_driver(info: &Value) -> Option<String> {
+    info["LoggingDriver"].as_str().filter(|name| !name.is_empty()).map(str::to_string)
 }
 
 /// `true` if the engine that gave `info` accepts `registry` without verifying its certificate.

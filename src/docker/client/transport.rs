@@ -73,14 +73,14 @@ fn credentials_as_the_engine_reads_them(request: &mut BollardRequest) {
 
 /// Sender of requests, which asks for consent to each.
 type SendRequest = Arc<dyn Fn(BollardRequest) -> Sent + Send + Sync>;
-/// Response to come.
+/// Response that the engine has yet to send.
 type Sent = BoxFuture<'static, Result<Response<Incoming>, Error>>;
 
 /// Client that connects on its first call and keeps the connection for the next one; clones share it.
 #[derive(Clone)]
 pub(super) struct EngineConnection {
     send: SendRequest,
-    /// bollard on this connection.
+    /// Client of bollard that uses this connection.
     pub(super) docker: Docker,
 }
 

@@ -17,7 +17,7 @@ use crate::host::HostError;
 /// Bytes that are kept of a program's output, and of its error output: the last ones.
 const MOST_OUTPUT: usize = 8 * 1024;
 
-/// Answer of a program.
+/// Exit and output of a program that was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryEnd {
     /// Exit code of the program; `None` when a signal ended it, as at the time limit.

@@ -62,14 +62,14 @@ impl EnginePolicy {
     }
 
     /// Arguments with which the agent starts the daemon where no service manager does: what differs from the daemon's
-    /// own defaults.
-    pub fn own_arguments(&self) -> Vec<String> {
+    /// own defaults; its socket only with `names_socket`.
+    pub fn own_arguments(&self, names_socket: bool) -> Vec<String> {
         let own = EnginePolicy::default();
         let mut args = Vec::new();
         if self.daemon_json != own.daemon_json {
             args.push(format!("--config-file={}", self.daemon_json));
         }
-        if plain_run(&self.socket) != plain_run(&own.socket) {
+        if names_socket && plain_run(&self.socket) != plain_run(&own.socket) {
             args.push(format!("--host=unix://{}", self.socket));
         }
         args

@@ -38,7 +38,7 @@ pub struct Probe<C> {
     pub(super) policy: TargetPolicy,
 }
 
-/// Results of a probe.
+/// Answer, evidence and counters that a probe brought.
 #[derive(Debug)]
 pub(in crate::targets) struct ProbeOutcome {
     /// Version that the target reports, or the reason for having none.

@@ -7,7 +7,7 @@ use crate::model::engine_options::EngineOptions;
 
 /// Group in which the engine makes those of its containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CgroupParent {
+pub enum ParentGroup {
     /// Path from the top of the hierarchy, without a leading slash.
     Path(String),
     /// None is configured, and neither is the engine's cgroup driver.
@@ -18,30 +18,30 @@ pub enum CgroupParent {
 const BY_ENGINE: &str = "docker";
 const BY_SYSTEMD: &str = "system.slice";
 
-impl CgroupParent {
+impl ParentGroup {
     /// Parent of a container with `own`, its own setting, on an engine with `options`: `cgroup-parent`, else the
     /// default of the driver `native.cgroupdriver`.
-    pub fn new(own: Option<&str>, options: &EngineOptions<'_>) -> CgroupParent {
+    pub fn new(own: Option<&str>, options: &EngineOptions<'_>) -> ParentGroup {
         let named = own.or_else(|| options.text("cgroup-parent")).filter(|name| !name.is_empty());
         match (named, options.exec_option("native.cgroupdriver")) {
-            (Some(slice), _) if slice.ends_with(".slice") => CgroupParent::Path(slice_path(slice)),
-            (Some(path), _) => CgroupParent::Path(path.trim_matches('/').to_string()),
-            (None, Some("systemd")) => CgroupParent::Path(BY_SYSTEMD.to_string()),
-            (None, Some(_)) => CgroupParent::Path(BY_ENGINE.to_string()),
-            (None, None) => CgroupParent::Default,
+            (Some(slice), _) if slice.ends_with(".slice") => ParentGroup::Path(slice_path(slice)),
+            (Some(path), _) => ParentGroup::Path(path.trim_matches('/').to_string()),
+            (None, Some("systemd")) => ParentGroup::Path(BY_SYSTEMD.to_string()),
+            (None, Some(_)) => ParentGroup::Path(BY_ENGINE.to_string()),
+            (None, None) => ParentGroup::Default,
         }
     }
 }
 
-impl CgroupParent {
+impl ParentGroup {
     /// Groups above a container, the nearest first, as paths of the file system: those that exist below `top`, the mount
     /// point of a hierarchy, and `top` itself. The engine makes a missing one below the nearest that exists.
     pub(super) fn groups(&self, root: &Root, top: &str) -> Vec<String> {
         let exists = |group: &str| root.path(format!("{top}/{group}")).is_dir();
         let by_default = || [BY_ENGINE, BY_SYSTEMD].into_iter().find(|group| exists(group));
         let parent = match self {
-            CgroupParent::Path(path) => path,
-            CgroupParent::Default => by_default().unwrap_or_default(),
+            ParentGroup::Path(path) => path,
+            ParentGroup::Default => by_default().unwrap_or_default(),
         };
         let groups = Path::new(parent).ancestors().filter_map(Path::to_str);
         let groups = groups.filter(|group| !group.is_empty() && exists(group));
@@ -64,15 +64,15 @@ mod tests {
     use crate::model::engine::DaemonJson;
 
     /// Parent by a setting of the target, a command line and a daemon.json.
-    fn parent(own: Option<&str>, args: &str, file: &str) -> CgroupParent {
+    fn parent(own: Option<&str>, args: &str, file: &str) -> ParentGroup {
         let args: Vec<String> = args.split_whitespace().map(String::from).collect();
         let file = DaemonJson::Object { text: file.into(), modified_at: 0 };
-        CgroupParent::new(own, &EngineOptions::new(&args, &file))
+        ParentGroup::new(own, &EngineOptions::new(&args, &file))
     }
 
     #[test]
     fn parent_is_that_of_the_target_else_that_of_the_engine() {
-        let path = |path: &str| CgroupParent::Path(path.to_string());
+        let path = |path: &str| ParentGroup::Path(path.to_string());
         let slice = r#"{"cgroup-parent": "zstone-vhost.slice"}"#;
         assert_eq!(parent(None, "", slice), path("zstone.slice/zstone-vhost.slice"));
         assert_eq!(parent(Some("a.slice"), "", slice), path("a.slice"));
@@ -82,6 +82,6 @@ mod tests {
         assert_eq!(parent(None, systemd, "{}"), path(BY_SYSTEMD));
         let cgroupfs = r#"{"exec-opts": ["native.cgroupdriver=cgroupfs"]}"#;
         assert_eq!(parent(None, "", cgroupfs), path(BY_ENGINE));
-        assert_eq!(parent(None, "", "{}"), CgroupParent::Default);
+        assert_eq!(parent(None, "", "{}"), ParentGroup::Default);
     }
 }
