@@ -63,6 +63,20 @@ pub(super) async fn run(
     ended
 }
 
+/// Success of a run that ended with this health, with a note on a target that is degraded by its load alone; else the
+/// reason for its failure.
+fn verdict(health: &ProvenHealth) -> Result<Option<String>, &'static str> {
+    let ProvenHealth { health: target, deep } = health;
+    match deep.ok {
+        true if health.is_good() => Ok(None),
+        true if target.is_up() => {
+            Ok(Some(format!("I/O is proven, but the target is degraded: {}", target.reason)))
+        }
+        true => Err("the target does not serve as it should"),
+        false => Err("I/O through the target is not proven"),
+    }
+}
+
 impl Up {
     async fn parts(&mut self) -> Result<u8> {
         let dry_run = self.args.is_dry_run();
@@ -84,12 +98,16 @@ impl Up {
         }
         let health = proven(&self.agent, &self.settings, self.args.name(), None).await?;
         self.show(&PartOutcome::Health(&health))?;
-        let (is_good, is_proven) = (health.is_good(), health.deep.ok);
+        let verdict = verdict(&health);
         self.done.health = Some(health);
-        match is_proven {
-            _ if is_good => Ok(exit::HOLDS),
-            true => self.stopped("the target does not serve as it should"),
-            false => self.stopped("I/O through the target is not proven"),
+        match verdict {
+            Ok(note) => {
+                if let Some(note) = note {
+                    self.note(note)?;
+                }
+                Ok(exit::HOLDS)
+            }
+            Err(why) => self.stopped(why),
         }
     }
 
@@ -152,5 +170,40 @@ impl Up {
                 print_proven(health, self.output)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::deep::DeepHealth;
+    use crate::model::target::{TargetHealth, TargetName, TargetState};
+
+    #[test]
+    fn target_that_is_degraded_by_its_load_alone_is_a_success_with_a_note() {
+        use TargetState::{Degraded, Failed, Serving};
+        let ended = |state, pid, ok| {
+            let health = TargetHealth {
+                name: TargetName::usual(),
+                state,
+                reason: "its large I/O buffers are exhausted".into(),
+                since: "then".into(),
+                version: Some("SPDK v24.01".into()),
+                age_ms: None,
+                pid,
+            };
+            let (at, duration_ms) = ("now".into(), 1.0);
+            let deep = DeepHealth { ok, at, duration_ms, io: None, error: None };
+            verdict(&ProvenHealth { health, deep })
+        };
+        assert_eq!(ended(Serving, Some(7), true), Ok(None));
+        let note = ended(Degraded, Some(7), true).unwrap().unwrap();
+        assert!(note.contains("buffers are exhausted"), "{note}");
+        let not_serving = Err("the target does not serve as it should");
+        assert_eq!(ended(Degraded, None, true), not_serving);
+        assert_eq!(ended(Failed, Some(7), true), not_serving);
+        assert!(
+            ended(Degraded, Some(7), false).is_err() && ended(Serving, Some(7), false).is_err()
+        );
     }
 }

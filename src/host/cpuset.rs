@@ -146,6 +146,11 @@ mod tests {
         assert_eq!(bound(&[top]).unwrap(), [0, 1, 2, 3, 4, 5], "6 and 7 are a partition of others");
         let slice = ("system.slice/cpuset.cpus.effective", "0-1");
         assert_eq!(bound(&[top, slice]).unwrap(), [0, 1]);
+        let left = ("docker/cpuset.cpus.effective", "4-5");
+        let version = ("cgroup.controllers", "cpuset cpu memory");
+        let all = [version, top, slice, left];
+        assert_eq!(bound(&all).unwrap(), [0, 1], "a group that another driver left");
+        assert_eq!(bound(&[version, top, left]).unwrap(), [4, 5], "without systemd");
     }
 
     #[test]

@@ -38,7 +38,9 @@ pub fn hugetlb_mounts(root: &Root) -> Result<Vec<HugetlbMount>, HostError> {
         // A mount with its own limit refuses files although the pool has pages.
         let limited = ["size", "nr_inodes"].iter().any(|it| mount.value(it).is_some());
         let writable = mount.has("rw") && !limited;
-        let reachable = is_hugetlbfs(&root.path(&mount.at), page_size);
+        // Settings and commands name a mount in UTF-8: the name of another one would lead elsewhere.
+        let is_named = mount.at.to_str().is_some();
+        let reachable = is_named && is_hugetlbfs(&root.path(&mount.at), page_size);
         let path = mount.at.to_string_lossy().into_owned();
         Some(HugetlbMount { path, page_size, writable, reachable })
     });

@@ -17,6 +17,8 @@ pub enum ParentGroup {
 /// Groups that the engine uses by default: `docker` if it creates the groups itself, `system.slice` if systemd does.
 const BY_ENGINE: &str = "docker";
 const BY_SYSTEMD: &str = "system.slice";
+/// File that every group of cgroup v2 has, and none of v1.
+const OF_V2: &str = "cgroup.controllers";
 
 impl ParentGroup {
     /// Parent of a container with `own`, its own setting, on an engine with `options`: `cgroup-parent`, else the
@@ -38,7 +40,10 @@ impl ParentGroup {
     /// point of a hierarchy, and `top` itself. The engine makes a missing one below the nearest that exists.
     pub(super) fn groups(&self, root: &Root, top: &str) -> Vec<String> {
         let exists = |group: &str| root.path(format!("{top}/{group}")).is_dir();
-        let by_default = || [BY_ENGINE, BY_SYSTEMD].into_iter().find(|group| exists(group));
+        // Under cgroup v2 the engine's default is systemd's; a folder of its own is left from another driver.
+        let is_v2 = root.path(format!("{top}/{OF_V2}")).exists();
+        let usual = if is_v2 { [BY_SYSTEMD, BY_ENGINE] } else { [BY_ENGINE, BY_SYSTEMD] };
+        let by_default = || usual.into_iter().find(|group| exists(group));
         let parent = match self {
             ParentGroup::Path(path) => path,
             ParentGroup::Default => by_default().unwrap_or_default(),

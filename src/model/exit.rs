@@ -120,10 +120,11 @@ pub fn explain_instruction(cpu: Option<&CpuModel>) -> String {
     )
 }
 
-/// Explains an exit for lack of hugepages, where `limit` bounds those of the containers, and what to do; `None` if
-/// nothing is known.
-pub fn explain_pages(cause: ExitCause, limit: Option<&PageLimit>) -> Option<String> {
-    match (limit, cause) {
+/// Explains an exit for lack of hugepages of a target that takes at least `takes`, and what to do; `None` if nothing is
+/// known. `limit` bounds those of the containers, and is the reason only if it leaves fewer: the target's own are given
+/// back with its exit.
+pub fn explain_pages(cause: ExitCause, takes: u64, limit: Option<&PageLimit>) -> Option<String> {
+    match (limit.filter(|limit| limit.left() < takes), cause) {
         (Some(limit), _) => Some(format!(
             "containers may not have all hugepages: {limit}; raise that, or let the target take less (--memory-mib, \
              target.memory_mib)"
@@ -195,12 +196,15 @@ mod tests {
         let file = "/sys/fs/cgroup/system.slice/hugetlb.2MB.max".to_string();
         let limit = PageLimit { file, size: PageSize::MIB_2, pages: 128, used: 28 };
         for cause in [ExitCause::Page, ExitCause::Memory] {
-            let text = explain_pages(cause, Some(&limit)).unwrap();
+            let text = explain_pages(cause, 101, Some(&limit)).unwrap();
             let words =
                 "system.slice/hugetlb.2MB.max allows 128 pages of 2M, of which 100 are left";
             assert!(text.contains(words) && text.contains("memory_mib"), "{text}");
         }
-        assert!(explain_pages(ExitCause::Page, None).unwrap().contains("hugetlb.2MB.max"));
-        assert_eq!(explain_pages(ExitCause::Memory, None), None);
+        for limit in [None, Some(&limit)] {
+            let text = explain_pages(ExitCause::Page, 100, limit).unwrap();
+            assert!(text.contains("too few are free") && !text.contains("128"), "{text}");
+            assert_eq!(explain_pages(ExitCause::Memory, 100, limit), None);
+        }
     }
 }

@@ -48,6 +48,7 @@ pub mod status;
 pub mod step;
 pub mod storage;
 pub mod target;
+mod target_health;
 pub mod task;
 pub mod unit_command;
 pub mod units;

@@ -14,7 +14,7 @@ pub struct HugetlbMount {
     /// Set if files can use all free pages: the file system is mounted for writing, without a limit of its own
     /// (`size=`, `nr_inodes=`).
     pub writable: bool,
-    /// Set if `path` leads to this mount; `false` if something else is mounted over it.
+    /// Set if `path` leads to this mount; `false` if something else is mounted over it, or its name is not UTF-8.
     pub reachable: bool,
 }
 

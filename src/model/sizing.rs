@@ -10,7 +10,16 @@ pub const PROBE_PAGES: u64 = 1;
 pub const PAGES_PER_GIB: u64 = PageSize::GIB_1.kib() / PageSize::MIB_2.kib();
 /// Pages that SPDK takes where its command names no memory; it takes more when it needs them
 /// (packaging/doc/facts.md, "Start and stop").
-const UNNAMED_PAGES: u64 = 200;
+pub const UNNAMED_PAGES: u64 = 200;
+
+/// Pages that the target `spec` takes at least.
+pub fn least_pages(spec: &TargetSpec, settings: &TargetSettings) -> u64 {
+    match settings.pages(spec) {
+        0 if spec.kind == TargetKind::BuiltIn || !settings.is_huge(spec.kind) => 0,
+        0 => UNNAMED_PAGES,
+        pages => pages,
+    }
+}
 
 /// Steps of [`MEMORY_STEP_MIB`] that a target gets for `volumes` volumes.
 pub fn memory_steps(volumes: u64) -> u64 {
@@ -24,21 +33,17 @@ pub fn volumes_within(mib: u64) -> u64 {
 
 /// Explains for what `pages` free pages suffice on a node where the target `spec` is yet to start.
 pub fn explain(pages: u64, spec: &TargetSpec, settings: &TargetSettings) -> String {
-    let (takes, why) = match (settings.pages(spec), spec.kind) {
-        (0, TargetKind::BuiltIn) => (0, "the built-in target takes none".to_string()),
-        (0, kind) if !settings.is_huge(kind) => {
-            (0, format!("{} takes none (--no-huge)", spec.name))
-        }
-        (0, _) => {
-            let why = format!(
-                "{} takes about {UNNAMED_PAGES} and more when it needs them (its command names no {{memoryMib}})",
-                spec.name
-            );
-            (UNNAMED_PAGES, why)
-        }
-        (takes, _) => {
+    let takes = least_pages(spec, settings);
+    let why = match (takes, settings.pages(spec)) {
+        (0, _) if spec.kind == TargetKind::BuiltIn => "the built-in target takes none".to_string(),
+        (0, _) => format!("{} takes none (--no-huge)", spec.name),
+        (_, 0) => format!(
+            "{} takes about {UNNAMED_PAGES} and more when it needs them (its command names no {{memoryMib}})",
+            spec.name
+        ),
+        _ => {
             let (mib, volumes) = (spec.memory_mib, volumes_within(spec.memory_mib));
-            (takes, format!("{} takes {takes} ({mib} MiB, for {volumes} volumes)", spec.name))
+            format!("{} takes {takes} ({mib} MiB, for {volumes} volumes)", spec.name)
         }
     };
     let needed = takes.saturating_add(PROBE_PAGES);

@@ -1,7 +1,6 @@
 //! Targets: spec, observation and status.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use super::image::{ImageSha256, ImageUrl};
 pub use super::names::TargetName;
 use super::path::{CleanPath, validate_socket};
 use super::pools::PageLimit;
+pub use super::target_health::{TargetHealth, TargetState};
 use super::units::NumaNode;
 use super::volume::{VolumeName, VolumeSpecs};
 
@@ -110,6 +110,20 @@ impl TargetSpec {
             memory_mib: 0,
             memory_by_volumes: false,
             cgroup_parent: None,
+        }
+    }
+
+    /// Spec of a running target that is left as it is, with the origins of its image and its memory. They are those of
+    /// `request`; the origin of another size than the running one stays that of `before`, the spec desired until now.
+    pub fn with_origins(self, request: &TargetSpec, before: Option<&TargetSpec>) -> TargetSpec {
+        let is_other_size = request.memory_mib != self.memory_mib;
+        let was_by_volumes = before.is_some_and(|before| before.memory_by_volumes);
+        TargetSpec {
+            image_tar: request.image_tar.clone(),
+            image_url: request.image_url.clone(),
+            image_sha256: request.image_sha256.clone(),
+            memory_by_volumes: request.memory_by_volumes || is_other_size && was_by_volumes,
+            ..self
         }
     }
 
@@ -308,61 +322,6 @@ pub enum OwnerWork {
     TakeAway,
 }
 
-/// Published state of a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum TargetState {
-    /// Neither desired nor present.
-    Absent,
-    Starting,
-    /// Alive and answering.
-    Serving,
-    /// Alive, but not answering or serving as it should.
-    Degraded,
-    /// Frozen cgroup: somebody paused the container.
-    Paused,
-    /// Desired but not present.
-    Failed,
-}
-
-impl fmt::Display for TargetState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            TargetState::Absent => "absent",
-            TargetState::Starting => "starting",
-            TargetState::Serving => "serving",
-            TargetState::Degraded => "degraded",
-            TargetState::Paused => "paused",
-            TargetState::Failed => "failed",
-        })
-    }
-}
-
-/// Published status of a target.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TargetHealth {
-    pub name: TargetName,
-    pub state: TargetState,
-    /// Reason for the state.
-    pub reason: String,
-    /// Start of the state, in RFC 3339.
-    pub since: String,
-    /// Version that the target reports.
-    pub version: Option<String>,
-    /// Age of the last answer of its control socket, in milliseconds.
-    pub age_ms: Option<u64>,
-    pub pid: Option<u32>,
-}
-
-impl TargetHealth {
-    /// `true` if the target answers and has its volumes, even if it serves them badly.
-    pub fn is_up(&self) -> bool {
-        let is_degraded = self.state == TargetState::Degraded && self.version.is_some();
-        self.state == TargetState::Serving || is_degraded
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,6 +345,26 @@ mod tests {
         assert_eq!(below.drift(&below), []);
         let text = serde_json::to_string(&plain).unwrap();
         assert!(!text.contains("cgroupParent"), "labels are as those of older agents: {text}");
+    }
+
+    #[test]
+    fn size_that_is_not_applied_does_not_pin_the_one_that_runs() {
+        let spec = |memory_mib, memory_by_volumes| TargetSpec {
+            memory_mib,
+            memory_by_volumes,
+            ..TargetSpec::example("a")
+        };
+        let (runs, by_volumes, set) = (spec(512, false), spec(512, true), spec(512, false));
+        for (request, before, kept) in [
+            (spec(1024, false), Some(&by_volumes), true),
+            (spec(512, false), Some(&by_volumes), false),
+            (spec(1024, false), Some(&set), false),
+            (spec(1024, false), None, false),
+            (spec(512, true), Some(&set), true),
+        ] {
+            let left = runs.clone().with_origins(&request, before);
+            assert_eq!(left, spec(512, kept), "{request:?} {before:?}");
+        }
     }
 
     #[test]

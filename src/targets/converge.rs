@@ -134,14 +134,8 @@ impl<C: Containers> Worker<C> {
             if let TargetChange::Ensure(spec, _) = &change {
                 // From here on the target is desired, even if this agent dies. A target that is left as it is stays
                 // desired with the spec that it runs with.
-                let origins = |left: TargetSpec| TargetSpec {
-                    image_tar: spec.image_tar.clone(),
-                    image_url: spec.image_url.clone(),
-                    image_sha256: spec.image_sha256.clone(),
-                    memory_by_volumes: spec.memory_by_volumes,
-                    ..left
-                };
-                let left = plan.is_left().then(|| seen.made_for().map(origins)).flatten();
+                let left = plan.is_left().then(|| seen.made_for()).flatten();
+                let left = left.map(|left| left.with_origins(spec, before.as_ref()));
                 let begun = plan.exchanged().map(|id| self.new_trial(id, before.as_ref(), &seen));
                 let trial = begun.or_else(|| self.trial());
                 self.parts.desired.want(left.as_ref().unwrap_or(spec), trial).await?;

@@ -36,6 +36,8 @@ struct Mood {
     /// Whether one of its reactors is.
     reactor_unresponsive: watch::Sender<bool>,
     answers: AtomicUsize,
+    /// Requests for the counters of its buffers, which it never answers.
+    counts: AtomicUsize,
 }
 
 /// A target that is played, and who watches it.
@@ -170,6 +172,10 @@ async fn answer_all(mut stream: UnixStream, mood: Arc<Mood>) {
             let result = match request["method"].as_str().unwrap() {
                 "spdk_get_version" => json!({"version": "SPDK v26.05"}),
                 "framework_wait_init" => json!(true),
+                "iobuf_get_stats" => {
+                    mood.counts.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
                 _ if *mood.reactor_unresponsive.borrow() => continue,
                 _ => json!({"reactors": [{}, {}]}),
             };
@@ -262,12 +268,12 @@ async fn change_that_ended_while_a_probe_waited_explains_its_silence() {
     let spdk = scene.sockets.at(std::path::Path::new(scene.control.as_str()));
     let change = spdk.change("bdev_malloc_create", json!({}), LONG);
     let ends = tokio::time::timeout(Duration::from_millis(100), change);
-    let probe = scene.probe.probe(&scene.control, Some(scene.process.id()), true);
+    let probe = scene.probe.probe(&scene.control, Some(scene.process.id()));
     let (ended, probed) = tokio::join!(ends, probe);
     assert!(ended.is_err() && probed.answer.is_err());
     let (_, method) = probed.evidence.unwrap().busy.unwrap();
     assert_eq!(method, "bdev_malloc_create");
-    let probed = scene.probe.probe(&scene.control, Some(scene.process.id()), true).await;
+    let probed = scene.probe.probe(&scene.control, Some(scene.process.id())).await;
     assert_eq!(probed.evidence.unwrap().busy, None, "it was over when this one was sent");
 }
 
@@ -279,6 +285,21 @@ async fn one_unresponsive_reactor_of_several_is_found_though_the_control_socket_
     let health = scene.health().await;
     assert_eq!(health.state, TargetState::Degraded);
     assert!(health.reason.contains("a reactor is unresponsive"), "{}", health.reason);
+}
+
+#[tokio::test]
+async fn counters_that_never_come_are_asked_for_once_and_no_health_waits_for_them() {
+    let scene = Scene::new(Duration::ZERO);
+    scene.health().await;
+    while scene.mood.counts.load(Ordering::Relaxed) == 0 {
+        assert_eq!(scene.health().await.state, TargetState::Serving);
+    }
+    let answers = || scene.mood.answers.load(Ordering::Relaxed);
+    let before = answers();
+    while answers() < before + 100 {
+        assert_eq!(scene.health().await.state, TargetState::Serving);
+    }
+    assert_eq!(scene.mood.counts.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

@@ -60,12 +60,22 @@ async fn a_misbehaving_control_socket_is_reported_until_it_replies() {
 // As in longhorn#13322, where the counter stood at 18.9 million and the large pool was too small for the load.
 #[tokio::test]
 async fn exhausted_buffers_degrade_a_target_that_still_runs_and_say_what_to_set() {
-    let played = Played::with(SETTINGS);
+    // The counters are asked for every 20 probes.
+    let played = Played::with(&SETTINGS.replace("60s", "20ms"));
     played.becomes(Manner::Waits(18_900_000));
     let agent = played.place.ready().await;
     serves_again(&agent, "counters that do not grow").await;
+    let counted = until("its counters are known", async || {
+        let page = agent.get("/metrics").await.text().to_string();
+        page.contains("vhost_target_buffer_waits_total{").then_some(())
+    });
+    counted.await;
     played.becomes(Manner::Waits(18_900_002));
-    let health = agent.get(HEALTH).await.json();
+    let degraded = until("it is degraded", async || {
+        let health = agent.get(HEALTH).await.json();
+        (health["state"] != "serving").then_some(health)
+    });
+    let health = degraded.await;
     let why = health["reason"].as_str().unwrap();
     assert_eq!(health["state"], "degraded", "{health}");
     assert!(why.starts_with("SPDK v24.01 answers") && why.contains("large_pool_count"), "{why}");

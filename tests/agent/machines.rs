@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 /// A machine, and what the agent makes of it.
 struct Machine {
     capture: &'static str,
-    /// Whether its 2 MiB pages are really mounted where the capture says so.
+    /// `true` if its 2 MiB pages are really mounted where the capture says so.
     mounted: bool,
     page_sizes: &'static [&'static str],
     /// 2 MiB pages of each node: all, and free ones.

@@ -1,4 +1,4 @@
-//! What a target needs of its node, and what a deploy says where the node lacks it: nothing is started then.
+//! Needs of a target, and the replies of a deploy where the node lacks one: nothing is started then.
 
 use std::fs;
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 const CHECK: &str = "/zbs/primarystorage/vhost/check";
 const HEALTH: &str = "/zbs/primarystorage/vhost/target/health";
 const DEPLOY: &str = "/zbs/primarystorage/vhost/deploy";
-/// What such a controller sends: the address of the host, and those of a server and the storage.
+/// Body of such a controller: the address of the host, and those of a server and the storage.
 const HOST: &str = r#"{"hostIp":"10.0.0.9","addr":"10.0.0.1","uuid":"0123","containerName":null}"#;
 const SETTINGS: &str =
     "[health]\nmax_age = \"0s\"\ninterval = \"50ms\"\n[target]\nready_timeout = \"500ms\"\n";
@@ -116,21 +116,28 @@ fn noted(settings: &str) -> (Place, Changes) {
     (place, changes)
 }
 
-#[tokio::test]
-async fn hugepage_size_of_a_deploy_is_the_memory_of_the_target() {
-    let (place, changes) = noted("");
+/// Memory of the target in MiB, and the command of its container, after a deploy with this `hugepageSize`.
+async fn deployed(settings: &str, size: &str) -> (u64, String) {
+    let (place, changes) = noted(settings);
     let agent = place.ready().await;
-    let knob = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
-    let pages = place.read(knob);
-    agent.post(DEPLOY, r#"{"hostIp":"10.0.0.9","hugepageSize":1024}"#).await;
+    agent.post(DEPLOY, &format!(r#"{{"hostIp":"10.0.0.9","hugepageSize":{size}}}"#)).await;
     let body = created(&changes);
     let spec = body["Labels"]["vhost-agent.spec"].as_str().unwrap();
-    assert_eq!(serde_json::from_str::<Value>(spec).unwrap()["memoryMib"], 1024, "{spec}");
-    let huge = body["HostConfig"]["Binds"].to_string();
-    assert!(!huge.contains("1g") && !huge.contains("1G"), "pages of 2 MiB: {huge}");
-    assert_eq!(place.read(knob), pages);
-    let refused = agent.post(DEPLOY, r#"{"hugepageSize":"a gigabyte"}"#).await;
-    assert_eq!((refused.status, refused.code().as_str()), (400, "invalid-body"));
+    let spec: Value = serde_json::from_str(spec).unwrap();
+    (spec["memoryMib"].as_u64().unwrap(), body["Cmd"].to_string())
+}
+
+#[tokio::test]
+async fn hugepage_size_of_a_deploy_leaves_the_memory_to_the_settings_and_the_volumes() {
+    // Controllers send the memory in MiB, or the size of a page; kinds with and without {memoryMib}.
+    for size in ["1024", "\"1024\"", "2", "\"a gigabyte\""] {
+        assert_eq!(deployed("", size).await.0, 512, "{size}");
+    }
+    for (memory, expected) in [("", 512), ("memory_mib = 128\n", 128)] {
+        let (mib, command) = deployed(&format!("kind = \"spdk\"\n{memory}"), "1024").await;
+        assert_eq!(mib, expected);
+        assert!(command.contains(&format!("\"{mib}\"")), "{command}");
+    }
 }
 
 #[tokio::test]

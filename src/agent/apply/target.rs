@@ -212,7 +212,7 @@ impl<C: Containers> TargetApplier<C> {
                 let seen = self.containers.container(container, within).await;
                 let Ok(Some(seen)) = seen else { continue };
                 if !seen.running {
-                    return Err(self.failed(container, &seen.how_it_ended(), seen.exit_code).await);
+                    return Err(self.failed(container, &seen.how_it_ended(), Some(&seen)).await);
                 }
                 let root = self.root.clone();
                 let is_stopped = move || {
@@ -232,8 +232,9 @@ impl<C: Containers> TargetApplier<C> {
         }
     }
 
-    /// Builds the fault of a target that did not come up; the container stays for inspection.
-    async fn failed(&self, container: &str, how: &str, exit_code: Option<i64>) -> Fault {
+    /// Builds the fault of a target that did not come up, with the container that has ended, if it has. It stays for
+    /// inspection.
+    async fn failed(&self, container: &str, how: &str, ended: Option<&ContainerSeen>) -> Fault {
         let lines = self.containers.last_lines(container, LAST_LINES, LINES_TIME).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
         let advice = match printed.contains(READ_ONLY) && self.policy.target.read_only_root {
@@ -243,8 +244,7 @@ impl<C: Containers> TargetApplier<C> {
             }
             false => "",
         };
-        let explained =
-            explained(&self.root, &self.policy.registries.engine, exit_code, &printed).await;
+        let explained = explained(&self.root, &self.policy, ended, &printed).await;
         Fault::new(
             Code::TargetNotReady,
             format!("the target in container {container}: {how}; {printed}{explained}{advice}"),

@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::host::Root;
-use crate::model::code::Code;
 use crate::model::pools::{PoolKey, pages_list};
 use crate::model::units::NumaNode;
 use crate::store::Durability;
@@ -305,4 +304,30 @@ fn lost_pages_that_could_not_be_had_are_taken_again_when_they_go_once_more() {
     assert_eq!(machine.total(), left - 40);
     machine.work.look();
     assert_eq!(machine.total(), 110);
+}
+
+#[test]
+fn mount_for_guests_that_fails_is_a_finding_and_the_needed_one_is_tried() {
+    let mut machine = Machine::with(10, 0);
+    let write = |path: &str, text: &str| {
+        let path = machine.root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("proc/self/mountinfo", "");
+    write("proc/meminfo", "MemTotal: 99999999 kB\nHugepagesize: 1048576 kB\n");
+    // No folder can be made below a file.
+    write("file", "");
+    let [path_1g, path_2m] = ["/file/1g", "/file/2m"].map(str::to_string);
+    machine.work.mount = MountPolicy { path_1g, path_2m, ..MountPolicy::default() };
+    let mut report = PartReport::default();
+    let needed = machine.work.mount(PageSize::MIB_2, false, &mut report).unwrap_err();
+    assert!(needed.text.contains("/file/2m"), "{needed}");
+    let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
+    assert_eq!(finding.code, Code::DefaultPagesUnmounted);
+    assert!(
+        finding.text.contains("/file/1g") && finding.text.contains("pages of 2M"),
+        "{finding:?}"
+    );
+    assert_eq!(report.steps.len(), 2, "{report:?}");
 }

@@ -25,7 +25,8 @@ use super::apply::cancel::CancelHandle;
 use super::apply::memory::MemoryApplier;
 use super::observe::memory::MemoryObserver;
 use super::progress_sink::ProgressSink;
-use crate::model::fault::Fault;
+use crate::model::code::Code;
+use crate::model::fault::{Fault, Finding};
 use crate::model::policy::{MountPolicy, PoolPolicy};
 use crate::model::pools::{NodeMemory, PagesByPool, PoolGoal, PoolsSeen};
 use crate::model::prepare::{PartReport, StepReport};
@@ -337,7 +338,13 @@ impl MemoryWork {
             let Step::Mount { path, size: made } = step else { continue };
             report.mounts.extend((*made == size).then(|| path.clone()));
             if !dry_run {
-                self.simply(step, report, || self.applier.mount(path, *made))?;
+                let mounted = self.simply(step, report, || self.applier.mount(path, *made));
+                match mounted {
+                    Err(fault) if *made != size => {
+                        report.findings.push(not_for_guests(size, fault))
+                    }
+                    mounted => mounted?,
+                }
                 continue;
             }
             let planned = StepReport::planned(step);
@@ -365,6 +372,16 @@ impl MemoryWork {
         let (_, after) = step.before_after();
         begun.applied(work().map(|()| after), &mut report.steps)
     }
+}
+
+/// Finding on a mount for guests that could not be made; that of `size`, which is needed, is made all the same.
+fn not_for_guests(size: PageSize, fault: Fault) -> Finding {
+    let text = format!(
+        "the kernel's default size is not mounted, so that virtual machines whose definition names no page size \
+         (<hugepages/>) get pages of {size} once libvirt's daemon is restarted: {}",
+        fault.text
+    );
+    Finding::new(Code::DefaultPagesUnmounted, text)
 }
 
 /// Formats a count of pages for reports.

@@ -188,8 +188,7 @@ impl<C: Containers> TargetObserver<C> {
         let ended = seen.filter(|container| !container.running);
         let lines = self.containers.last_lines(name.as_str(), LAST_LINES, within).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
-        let code = ended.as_ref().and_then(|it| it.exit_code);
-        let explained = explained(&self.root, &self.policy.registries.engine, code, &printed).await;
+        let explained = explained(&self.root, &self.policy, ended.as_ref(), &printed).await;
         let how = ended.map_or(why.to_string(), |it| it.how_it_ended());
         let words = format!("{how}; {printed}{explained}");
         match self.free_pages().await {
@@ -204,9 +203,7 @@ impl<C: Containers> TargetObserver<C> {
     pub async fn last_printed(&self, container: &ContainerSeen) -> String {
         let lines = self.containers.last_lines(&container.id, EXIT_LINES, EXIT_TIME).await;
         let printed = printed(lines.map_err(|e| chain(&e)));
-        let explained =
-            explained(&self.root, &self.policy.registries.engine, container.exit_code, &printed)
-                .await;
+        let explained = explained(&self.root, &self.policy, Some(container), &printed).await;
         printed + &explained
     }
 

@@ -4,7 +4,7 @@ use super::super::body;
 use super::host::{ConnectRequest, validated};
 use super::prepareenv::PrepareEnvRequest;
 use super::storage::{ConnectionRequest, DependencyRequest};
-use super::target::{DeployRequest, EnsureRequest, at, usual};
+use super::target::{EnsureRequest, at, usual};
 use super::volume::{ActivateRequest, CreateRequest, WhichRequest};
 use crate::model::fault::Fault;
 use crate::model::identity::HostIdentity;
@@ -20,7 +20,6 @@ pub struct ValidatedBody {
     /// `prepareenv`: number of pages.
     pub prepare: Result<Option<u64>, Fault>,
     pub ensure: Result<TargetSpec, Fault>,
-    pub deploy: Result<TargetSpec, Fault>,
     pub activate: Result<(TargetSpec, VolumeSpec), Fault>,
     pub create: Result<VolumeSpec, Fault>,
     /// `deactivate` and `resize`: the volume, and its size in MiB.
@@ -45,7 +44,6 @@ pub fn validate(bytes: &[u8], desired: &Desired, defaults: &TargetSettings) -> V
         prepare: parse::<PrepareEnvRequest>(bytes).map(|request| request.hugepage_nr),
         ensure: parse::<EnsureRequest>(bytes)
             .and_then(|request| request.into_spec(usual(defaults)?, defaults)),
-        deploy: parse::<DeployRequest>(bytes).and_then(|request| request.into_spec(defaults)),
         activate: parse::<ActivateRequest>(bytes)
             .and_then(|request| request.validated(desired, defaults)),
         create: parse::<CreateRequest>(bytes)

@@ -132,29 +132,16 @@ pub async fn ensure(State(api): State<Shared>, request: Request) -> Response {
     task::call_with_progress(api, "ensure", request, work).await
 }
 
-/// Request of `deploy`. Fields with the address and the password of the node are ignored, because the agent runs on it,
-/// and so is the folder of the hugepages, because the agent finds the one with pages of 2 MiB.
+/// Request of `deploy` and `destroy`, of which no field is needed. Fields with the address and the password of the node
+/// are ignored, because the agent runs on it. So is `hugepageSize`: controllers send it with every deploy, as 1024 or as
+/// 2, and neither replaces the operator's setting nor the size that follows from the volumes.
 #[derive(Debug, Deserialize)]
-pub(super) struct DeployRequest {
-    /// Memory of the target in MiB, in spite of its name: controllers send 1024 to fix how much memory the target has, and
-    /// expect it to come from pages of 2 MiB. It is no size of a page.
-    #[serde(rename = "hugepageSize", default, deserialize_with = "wire::count")]
-    hugepage_size: Option<u64>,
-}
-
-impl DeployRequest {
-    /// Target of the settings, with the memory of the request.
-    pub(super) fn into_spec(self, defaults: &TargetSettings) -> Result<TargetSpec, Fault> {
-        let spec = usual(defaults)?;
-        let Some(memory_mib) = self.hugepage_size else { return Ok(spec) };
-        TargetSpec { memory_mib, memory_by_volumes: false, ..spec }.validate()
-    }
-}
+struct DeployRequest {}
 
 /// `/vhost/deploy`: makes the target of the settings run.
 pub async fn deploy(State(api): State<Shared>, request: Request) -> Response {
-    let work = async |api: Shared, request: DeployRequest, asked: Option<ProgressRequest>| {
-        let spec = request.into_spec(&api.native.target_defaults)?;
+    let work = async |api: Shared, _: DeployRequest, asked: Option<ProgressRequest>| {
+        let spec = usual(&api.native.target_defaults)?;
         bring_up(api, spec, asked).await
     };
     task::call_with_progress(api, "deploy", request, work).await
@@ -172,13 +159,9 @@ async fn bring_up(
     task::report_progress(api.clone(), asked, WorkKind::Deploy, (id, events), work).await
 }
 
-/// Request of `destroy`, of which no field is needed.
-#[derive(Debug, Deserialize)]
-struct DestroyRequest {}
-
 /// `/vhost/destroy`: removes the target of the settings.
 pub async fn destroy(State(api): State<Shared>, request: Request) -> Response {
-    let work = async |api: Shared, _: DestroyRequest| {
+    let work = async |api: Shared, _: DeployRequest| {
         let change =
             TargetChange::Destroy { spec: usual(&api.native.target_defaults)?, force: false };
         answer(&api.native.targets.reconcile(WorkId::next(), change, false).await?)
@@ -289,29 +272,6 @@ mod tests {
         let image = request(r#"{"image":"spdk:24.01"}"#);
         let spec = image.into_spec(usual(&defaults).unwrap(), &defaults).unwrap();
         assert_eq!((spec.kind, spec.image.as_deref()), (TargetKind::Spdk, Some("spdk:24.01")));
-    }
-
-    #[test]
-    fn a_deploys_hugepage_size_is_the_memory_of_the_target() {
-        let unset = TargetSettings { memory_mib: None, ..TargetSettings::example() };
-        let memory = |text: &str| {
-            let request: DeployRequest = serde_json::from_str(text).unwrap();
-            let spec = request.into_spec(&unset)?;
-            assert_eq!(
-                TargetSpec { memory_mib: 512, memory_by_volumes: true, ..spec.clone() },
-                usual(&unset)?
-            );
-            Ok::<_, Fault>((spec.memory_mib, spec.memory_by_volumes))
-        };
-        for none in ["{}", r#"{"hugepageSize":null}"#, r#"{"hugepageSize":0,"hugepageDir":"/x"}"#] {
-            assert_eq!(memory(none).unwrap(), (512, true), "{none}");
-        }
-        for size in ["1024", "\"1024\""] {
-            let text = format!(r#"{{"hostIp":"10.0.0.9","hugepageSize":{size}}}"#);
-            assert_eq!(memory(&text).unwrap(), (1024, false), "{text}");
-        }
-        let most = memory(r#"{"hugepageSize":99999999999}"#).unwrap_err();
-        assert_eq!(most.code, Code::InvalidMemory);
     }
 
     #[test]

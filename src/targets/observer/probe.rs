@@ -1,11 +1,9 @@
 //! Single queries of the engine and of the target: bounded, and nothing is kept. Nothing is forked, and no volume's
 //! socket is touched.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{Either, select};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -24,9 +22,8 @@ use crate::spdk::{OpenChange, Sockets, SpdkError};
 /// Most queries that a target may leave unanswered before no more are sent. Two show that the target does not answer,
 /// and more would keep a slow one from ever answering in time.
 const MOST_OPEN: u32 = 2;
-/// Wait for counters once everything else was answered, for they must not delay the health of the target. Missing ones
-/// come with a later probe.
-const COUNTERS_WITHIN: Duration = Duration::from_millis(100);
+/// Timeout of a request for counters, which no answer about the target's health waits for.
+const COUNTERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Probe of targets and of the engine.
 #[derive(Debug)]
@@ -38,15 +35,13 @@ pub struct Probe<C> {
     pub(super) policy: TargetPolicy,
 }
 
-/// Answer, evidence and counters that a probe brought.
+/// Answer and evidence that a probe brought.
 #[derive(Debug)]
 pub(in crate::targets) struct ProbeOutcome {
     /// Version that the target reports, or the reason for having none.
     pub(in crate::targets) answer: Result<String, String>,
     /// Evidence about a process that did not answer.
     pub(in crate::targets) evidence: Option<Evidence>,
-    /// Counters of the target's I/O buffers, if they were asked for and came in time.
-    pub(super) buffers: Option<BufferAnswer>,
 }
 
 /// Container as the engine reports it, and its process as the kernel does.
@@ -73,20 +68,15 @@ impl<C: Containers> Probe<C> {
         Probe { root: root.clone(), containers, sockets, policy }
     }
 
-    /// Probes the target at `control`; without an answer, gathers evidence about `pid`. The counters of its buffers are
-    /// asked for only with `counts`.
+    /// Probes the target at `control`; without an answer, gathers evidence about `pid`.
     pub(in crate::targets) async fn probe(
         &self,
         control: &CleanPath,
         pid: Option<u32>,
-        counts: bool,
     ) -> ProbeOutcome {
         let path = self.root.path(control.as_str());
         let before = self.sockets.open_change(&path);
-        let (answer, buffers) = match self.answers(control, counts).await {
-            Ok((version, buffers)) => (Ok(version), buffers),
-            Err(why) => (Err(why), None),
-        };
+        let answer = self.answers(control).await;
         let evidence = match (&answer, pid) {
             (Err(_), Some(pid)) => {
                 // A request that ended meanwhile explains a silence as well.
@@ -95,45 +85,32 @@ impl<C: Containers> Probe<C> {
             }
             _ => None,
         };
-        ProbeOutcome { answer, evidence, buffers }
+        ProbeOutcome { answer, evidence }
     }
 
-    /// Version that the target reports, and with `counts` its counters, if its control socket and every reactor
-    /// answered; else the reason.
-    async fn answers(
-        &self,
-        control: &CleanPath,
-        counts: bool,
-    ) -> Result<(String, Option<BufferAnswer>), String> {
+    /// Version that the target reports, if its control socket and every reactor answered; else the reason.
+    async fn answers(&self, control: &CleanPath) -> Result<String, String> {
         let within = self.policy.health.timeout;
         let socket = self.sockets.at(&self.root.path(control.as_str()));
         socket.takes_questions(MOST_OPEN, within).await.map_err(|e| chain(&e))?;
-        let buffers = async {
-            match counts {
-                // A target that answers all but this is as healthy as one that does not count.
-                true => socket.buffer_waits(within).await.ok(),
-                false => None,
-            }
-        };
         // All queries are in flight together, on one connection.
-        let buffers = pin!(buffers);
-        let health = async { tokio::join!(socket.serving(within), socket.reactors(within)) };
-        let health = pin!(health);
-        let ((version, reactors), buffers) = match select(health, buffers).await {
-            Either::Left((health, buffers)) => {
-                (health, timeout(COUNTERS_WITHIN, buffers).await.ok().flatten())
-            }
-            Either::Right((buffers, health)) => (health.await, buffers),
-        };
+        let (version, reactors) = tokio::join!(socket.serving(within), socket.reactors(within));
         let version = version.map_err(|e| chain(&e))?.version;
         match reactors {
-            Ok(_) => Ok((version, buffers)),
-            Err(error) if error.is_unknown_method() => Ok((version, buffers)),
+            Ok(_) => Ok(version),
+            Err(error) if error.is_unknown_method() => Ok(version),
             Err(SpdkError::Timeout { within, .. }) => Err(format!(
                 "a reactor is unresponsive: {version} answers, but not all of its reactors did within {within:?}"
             )),
             Err(error) => Err(chain(&error)),
         }
+    }
+
+    /// Counters of the target's I/O buffers; `None` if it did not answer. The target asks each of its threads in turn,
+    /// and it makes one for each volume.
+    pub(super) async fn buffers(&self, control: &CleanPath) -> Option<BufferAnswer> {
+        let socket = self.sockets.at(&self.root.path(control.as_str()));
+        socket.buffer_waits(COUNTERS_WITHIN).await.ok()
     }
 
     /// Gathers evidence about a process that did not answer, without asking it. The kernel answers at once; where it

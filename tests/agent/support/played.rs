@@ -74,7 +74,7 @@ fn serve_at(place: &Place, socket: &str, manner: Arc<Mutex<Manner>>) {
     });
 }
 
-/// Plays an engine that knows one running container with that process, whatever it is asked.
+/// Plays an engine that knows one running container with that process, under whatever name it is asked for.
 pub(crate) fn run_engine(place: &Place, pid: u32) {
     fs::create_dir_all(place.path("run")).unwrap();
     let engine = UnixListener::bind(place.path("run/docker.sock")).unwrap();
@@ -86,12 +86,16 @@ pub(crate) fn run_engine(place: &Place, pid: u32) {
 }
 
 async fn serve_the_container(stream: UnixStream, pid: u32) {
-    let body =
-        json!({"Id": "c0ffee", "Name": "/zbs-vhost", "State": {"Running": true, "Pid": pid}})
-            .to_string();
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
+    let mut name = "zbs-vhost".to_string();
     while let Ok(Some(line)) = lines.next_line().await {
+        let path = line.split_once("/containers/").and_then(|(_, path)| path.split_once("/json"));
+        if let Some((asked, _)) = path {
+            name = asked.to_string();
+        }
+        let state = json!({"Running": true, "Pid": pid});
+        let body = json!({"Id": "c0ffee", "Name": format!("/{name}"), "State": state}).to_string();
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()

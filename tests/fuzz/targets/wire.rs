@@ -20,7 +20,7 @@ fuzz_target!(|body: &[u8]| {
     if let Ok(pages) = validated.prepare {
         assert_ne!(pages, Some(0), "0 is not given");
     }
-    for spec in [validated.ensure, validated.target, validated.deploy].into_iter().flatten() {
+    for spec in [validated.ensure, validated.target].into_iter().flatten() {
         target(&spec);
     }
     if let Ok((spec, volume)) = validated.activate {
@@ -59,7 +59,7 @@ fuzz_target!(|body: &[u8]| {
     }
 });
 
-/// Whether a text is one word for every parser that a command line passes.
+/// `true` if a text is one word for every parser that a command line passes.
 fn plain(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+_.-".contains(&b))
 }

@@ -18,7 +18,7 @@ use super::silence::Silence;
 use super::{AskQueue, IDLE, Key, Observations, ObserverParts, is_desired};
 use crate::docker::Containers;
 use crate::host::pidfd::WatchedProcess;
-use crate::model::buffers::BufferRecord;
+use crate::model::buffers::{BufferAnswer, BufferRecord};
 use crate::model::observation::{Observation, ProbeResults, Process};
 use crate::wait;
 
@@ -26,6 +26,13 @@ use crate::wait;
 const MOST_PROBES: usize = 8;
 /// Pause between two probes of a starting target.
 const STARTING_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause between two requests for the counters of a target's buffers. They only grow, and each request takes a
+/// message to every thread of the target, which serves guests.
+const COUNT_PAUSE: Duration = Duration::from_secs(10);
+/// The same pause, in probes: with more frequent probes the counters come sooner, too.
+const PROBES_PER_COUNT: u32 = 20;
+/// Pause after a request for counters that was not answered: the target may still hold it.
+const UNCOUNTED_PAUSE: Duration = Duration::from_secs(60);
 /// Pause between two queries of an engine that sends no events.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
@@ -37,6 +44,8 @@ enum KnownProcess {
 
 /// Probe that has ended: its number, when it was sent, and its results.
 type Probed = (u64, Instant, ProbeOutcome);
+/// Request for the counters of the buffers that has ended: when it was sent, and the answer.
+type Counted = (Instant, Option<BufferAnswer>);
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Numbers of the last query begun and of the last one ended, for queries of one kind.
@@ -59,6 +68,8 @@ pub(super) struct ProcessWatch<C> {
     /// Number of the last probe sent to a former process; answers up to this number do not count.
     outdated: u64,
     next_probe: Instant,
+    count: Option<Pending<Counted>>,
+    next_count: Instant,
     look: Option<Pending<Found>>,
     looked: Count,
     /// Set while the engine has yet to report how the process ended.
@@ -88,6 +99,8 @@ impl<C: Containers> ProcessWatch<C> {
             probed: Count::default(),
             outdated: 0,
             next_probe: Instant::now(),
+            count: None,
+            next_count: Instant::now(),
             look: None,
             looked: Count::default(),
             end_unexplained: false,
@@ -107,11 +120,14 @@ impl<C: Containers> ProcessWatch<C> {
         let mut desired = self.shared.desired.clone();
         self.look_now();
         loop {
+            let count_at = self.count_at();
             // Each arm is cancel-safe: what did not come first is still there in the next round.
             tokio::select! {
                 () = ended(&self.seen) => self.process_ended(),
                 found = wait::end(&mut self.look) => self.found(found),
                 Some(probed) = self.probes.next() => self.probed(probed),
+                counted = wait::end(&mut self.count) => self.counted(counted),
+                () = wait::until(count_at) => self.count_now(),
                 ask = asks.recv() => match ask {
                     Some(reply) => self.asked(reply, &mut asks),
                     None => return,
@@ -153,6 +169,7 @@ impl<C: Containers> ProcessWatch<C> {
             (self.answers, self.heard) = (ProbeResults::default(), None);
             self.silence = Silence::default();
             self.buffers.begin_anew();
+            (self.count, self.next_count) = (None, Instant::now());
             self.outdated = self.probed.begun;
         }
         self.seen = seen;
@@ -198,15 +215,12 @@ impl<C: Containers> ProcessWatch<C> {
     }
 
     fn probed(&mut self, (number, sent, result): Probed) {
-        let ProbeOutcome { answer, evidence, buffers } = result;
+        let ProbeOutcome { answer, evidence } = result;
         self.probed.ended = self.probed.ended.max(number);
         if number <= self.outdated {
             return;
         }
         self.answers.note(sent.into_std(), answer);
-        if let Some(buffers) = buffers {
-            self.buffers.note(sent.into_std(), buffers);
-        }
         self.heard = Some(Instant::now());
         match evidence.filter(|_| self.answers.is_silent()) {
             Some(evidence) => {
@@ -225,6 +239,19 @@ impl<C: Containers> ProcessWatch<C> {
         if self.answers.version().is_none() && self.is_young() {
             self.next_probe = self.next_probe.min(Instant::now() + STARTING_PAUSE);
         }
+    }
+
+    fn counted(&mut self, (sent, answer): Counted) {
+        self.count = None;
+        let pause = match answer {
+            Some(answer) => {
+                self.buffers.note(sent.into_std(), answer);
+                let interval = self.shared.probe.policy.health.interval;
+                COUNT_PAUSE.min(interval.saturating_mul(PROBES_PER_COUNT))
+            }
+            None => UNCOUNTED_PAUSE,
+        };
+        self.next_count = Instant::now() + pause;
     }
 
     /// Watches the process that answers at the control socket, until the engine reports whose it is.
@@ -281,12 +308,25 @@ impl<C: Containers> ProcessWatch<C> {
                 KnownProcess::Lives(process) => Some(process.pid),
                 KnownProcess::Otherwise(_) => None,
             };
-            let counts = self.buffers.is_asked();
             self.probes.push(Box::pin(async move {
-                (number, sent, shared.probe.probe(&control, pid, counts).await)
+                (number, sent, shared.probe.probe(&control, pid).await)
             }));
         }
         self.probed.begun
+    }
+
+    /// Time of the next request for the counters of the buffers; `None` while one is in flight, and for a target that
+    /// does not answer, or that counts nothing.
+    fn count_at(&self) -> Option<Instant> {
+        let answers = self.answers.version().is_some() && !self.answers.is_silent();
+        let lives = matches!(self.seen, KnownProcess::Lives(_));
+        let is_asked = lives && answers && self.count.is_none() && self.buffers.is_asked();
+        is_asked.then_some(self.next_count)
+    }
+
+    fn count_now(&mut self) {
+        let (shared, control, sent) = (self.shared.clone(), self.key.1.clone(), Instant::now());
+        self.count = Some(Box::pin(async move { (sent, shared.probe.buffers(&control).await) }));
     }
 
     /// Queries the engine, after the query in flight; returns the number of the query to wait for.
