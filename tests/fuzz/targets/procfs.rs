@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
+use vhost_agent::host::engine_process::engine_process;
 use vhost_agent::host::facts::{boot_id, hostname, init, kernel};
 use vhost_agent::host::{Root, cpu_users, engine_socket, guests, leftovers, mounts, process};
 use vhost_agent::model::policy::{EnginePolicy, VolumePolicy};
@@ -32,7 +33,12 @@ fuzz_target!(|input: &[u8]| {
         let Some(guest) = guest else { continue };
         assert!(path == SOCKET && !guest.machine.contains(char::is_control), "{guest:?}");
     }
-    if let Some(engine) = process::engine_process(&root, PID_FILE, BINARY) {
+    let policy = EnginePolicy {
+        pid_file: PID_FILE.to_string(),
+        binary: BINARY.to_string(),
+        ..EnginePolicy::default()
+    };
+    if let Some(engine) = engine_process(&root, &policy) {
         assert!(engine.args.iter().all(|arg| !arg.is_empty()));
         assert!(process::started(&root, engine.pid).is_some());
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::config::Settings;
 use vhost_agent::host::facts::Meminfo;
+use vhost_agent::host::parent_group::ParentGroup;
 use vhost_agent::host::pools::PoolFiles;
 use vhost_agent::host::{Root, cpus, cpuset};
 use vhost_agent::model::cpu::{Cpu, CpuUse};
@@ -26,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn processors(root: &Root) {
-    let containers = cpuset::of_containers(root);
+    let containers = cpuset::of_containers(root, &ParentGroup::Default);
     assert!(containers.as_ref().is_none_or(|cpus| !cpus.is_empty()));
     let Ok(cpus) = cpus::cpus(root) else { return };
     assert!(cpus.windows(2).all(|pair| pair[0].id < pair[1].id));

@@ -45,7 +45,7 @@ enum KnownProcess {
 /// Probe that has ended: its number, when it was sent, and its results.
 type Probed = (u64, Instant, ProbeOutcome);
 /// Request for the counters of the buffers that has ended: when it was sent, and the answer.
-type Counted = (Instant, Option<BufferAnswer>);
+type CountedBuffers = (Instant, Option<BufferAnswer>);
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Numbers of the last query begun and of the last one ended, for queries of one kind.
@@ -68,7 +68,7 @@ pub(super) struct ProcessWatch<C> {
     /// Number of the last probe sent to a former process; answers up to this number do not count.
     outdated: u64,
     next_probe: Instant,
-    count: Option<Pending<Counted>>,
+    count: Option<Pending<CountedBuffers>>,
     next_count: Instant,
     look: Option<Pending<Found>>,
     looked: Count,
@@ -241,7 +241,7 @@ impl<C: Containers> ProcessWatch<C> {
         }
     }
 
-    fn counted(&mut self, (sent, answer): Counted) {
+    fn counted(&mut self, (sent, answer): CountedBuffers) {
         self.count = None;
         let pause = match answer {
             Some(answer) => {
