@@ -262,7 +262,8 @@ impl Crate {
         for (at, _) in source.code.match_indices("use ") {
             let (before, after) = source.code.split_at(at);
             let begins = before.rsplit(['\n', '{', '}', ';']).next().unwrap_or_default().trim();
-            let public = begins.starts_with("pub");
+            // `pub enum Cause` holds these letters too.
+            let public = begins == "pub" || begins.starts_with("pub(") && begins.ends_with(')');
             if !(begins.is_empty() || public) {
                 continue;
             }

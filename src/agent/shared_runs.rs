@@ -1,40 +1,48 @@
-//! Runs of work that equal requests share, and of which so many are under way at most. Each run is a task of its own: it
-//! goes on when nobody waits for it any more, and keeps its place until it has really ended, so that work that hangs
-//! delays only those who ask for the same.
+//! Runs of work that equal requests share, and of which so many are under way at most; others wait for a place. Each run
+//! is a task of its own: it goes on when nobody waits for it any more, and keeps its place until it has really ended, so
+//! that work that hangs delays only those who ask for the same.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 
-/// Outcome of a run; `None` while it goes on.
-type RunOutcome<T> = Option<Result<T, Fault>>;
-type Runs<K, T> = Arc<Mutex<BTreeMap<K, Run<T>>>>;
+/// Most runs that wait for a place.
+const MOST_WAITING: usize = 64;
 
-/// Run that others can join while it goes on.
+/// Stage of a run.
 #[derive(Debug, Clone)]
-struct Run<T> {
-    /// Time until which callers wait for the outcome.
-    deadline: Instant,
-    outcome: watch::Receiver<RunOutcome<T>>,
+enum Stage<T> {
+    /// Waits for a place; its task ends that.
+    Waits,
+    /// Goes on; callers wait for its outcome until then.
+    Goes(Instant),
+    Ended(Result<T, Fault>),
+    /// Found no place in time.
+    Refused,
 }
+
+type Runs<K, T> = Arc<Mutex<BTreeMap<K, watch::Receiver<Stage<T>>>>>;
 
 /// Runs by the request that they are for.
 #[derive(Debug)]
 pub struct SharedRuns<K, T> {
     most: usize,
+    places: Arc<Semaphore>,
+    /// Wait for a place.
+    patience: Duration,
     runs: Runs<K, T>,
 }
 
 /// Reason why a caller has no outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoOutcome {
-    /// Too many other runs are under way.
+    /// Too many other runs are under way, and none has ended in time.
     Full,
     /// The run has not ended in time, and goes on.
     Late,
@@ -45,13 +53,14 @@ where
     K: Ord + Clone + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// No runs yet, and at most `most` at a time.
-    pub fn new(most: usize) -> SharedRuns<K, T> {
-        SharedRuns { most, runs: Runs::default() }
+    /// No runs yet, and at most `most` at a time; another one waits for a place as long as `patience`.
+    pub fn new(most: usize, patience: Duration) -> SharedRuns<K, T> {
+        let places = Arc::new(Semaphore::new(most));
+        SharedRuns { most, places, patience, runs: Runs::default() }
     }
 
-    /// Outcome of the run for `request`: of the one under way, else of `work`, which begins now. A caller waits until
-    /// `within` has passed since the begin of the run.
+    /// Outcome of the run for `request`: of the one under way, else of `work`, which begins as soon as there is a place. A
+    /// caller waits until `within` has passed since that.
     ///
     /// # Errors
     /// If there are too many runs, or the run takes too long.
@@ -61,12 +70,25 @@ where
         within: Duration,
         work: impl Future<Output = Result<T, Fault>> + Send + 'static,
     ) -> Result<Result<T, Fault>, NoOutcome> {
-        let Run { deadline, mut outcome } = self.run(request, within, work)?;
-        let ended = timeout_at(deadline, outcome.wait_for(Option::is_some)).await;
-        let ended = ended.map_err(|_| NoOutcome::Late)?;
-        // Without an outcome, the sender was dropped: the work panicked.
-        let outcome = ended.ok().and_then(|outcome| outcome.clone());
-        Ok(outcome.unwrap_or_else(|| Err(broke())))
+        let mut run = self.run(request, within, work)?;
+        loop {
+            let deadline = match &*run.borrow_and_update() {
+                Stage::Waits => None,
+                Stage::Goes(deadline) => Some(*deadline),
+                Stage::Ended(outcome) => return Ok(outcome.clone()),
+                Stage::Refused => return Err(NoOutcome::Full),
+            };
+            let changed = match deadline {
+                Some(deadline) => timeout_at(deadline, run.changed()).await,
+                None => Ok(run.changed().await),
+            };
+            match changed {
+                Ok(Ok(())) => {}
+                // The sender was dropped without an outcome: the work panicked.
+                Ok(Err(_)) => return Ok(Err(broke())),
+                Err(_) => return Err(NoOutcome::Late),
+            }
+        }
     }
 
     /// Run for `request`, begun now if there is none.
@@ -75,31 +97,36 @@ where
         request: K,
         within: Duration,
         work: impl Future<Output = Result<T, Fault>> + Send + 'static,
-    ) -> Result<Run<T>, NoOutcome> {
+    ) -> Result<watch::Receiver<Stage<T>>, NoOutcome> {
         let mut runs = lock(&self.runs);
         if let Some(run) = runs.get(&request) {
             return Ok(run.clone());
         }
-        if runs.len() >= self.most {
+        if runs.len() >= self.most + MOST_WAITING {
             return Err(NoOutcome::Full);
         }
-        let (sender, outcome) = watch::channel(None);
-        let run = Run { deadline: Instant::now() + within, outcome };
+        let (sender, run) = watch::channel(Stage::Waits);
         runs.insert(request.clone(), run.clone());
-        let all = self.runs.clone();
+        let (all, places, patience) = (self.runs.clone(), self.places.clone(), self.patience);
         tokio::spawn(async move {
-            // In a task of its own, so that a panic frees the place too.
-            let ended = tokio::spawn(work).await;
+            let end = match timeout(patience, places.acquire_owned()).await {
+                Ok(Ok(_place)) => {
+                    sender.send_replace(Stage::Goes(Instant::now() + within));
+                    // In a task of its own, so that a panic frees the place too.
+                    tokio::spawn(work).await.ok().map(Stage::Ended)
+                }
+                Ok(Err(_)) | Err(_) => Some(Stage::Refused),
+            };
             lock(&all).remove(&request);
-            if let Ok(result) = ended {
-                sender.send_replace(Some(result));
+            if let Some(end) = end {
+                sender.send_replace(end);
             }
         });
         Ok(run)
     }
 }
 
-fn lock<K, T>(runs: &Runs<K, T>) -> MutexGuard<'_, BTreeMap<K, Run<T>>> {
+fn lock<K, T>(runs: &Runs<K, T>) -> MutexGuard<'_, BTreeMap<K, watch::Receiver<Stage<T>>>> {
     runs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -121,7 +148,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn equal_requests_share_one_run_and_later_ones_begin_another() {
-        let runs = SharedRuns::new(1);
+        let runs = SharedRuns::new(1, LIMIT);
         let count = Arc::new(AtomicUsize::new(0));
         let ask = || {
             let count = count.clone();
@@ -138,7 +165,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_run_that_hangs_keeps_its_place_and_delays_only_its_own_callers() {
-        let runs = SharedRuns::<_, ()>::new(2);
+        let runs = SharedRuns::<_, ()>::new(2, LIMIT);
         let began = Instant::now();
         assert_eq!(runs.share("a", LIMIT, pending()).await, Err(NoOutcome::Late));
         assert_eq!(began.elapsed(), LIMIT);
@@ -146,7 +173,24 @@ mod tests {
         assert_eq!(began.elapsed(), LIMIT, "a later caller does not wait again");
         assert_eq!(runs.share("b", LIMIT, async { Ok(()) }).await, Ok(Ok(())));
         let _ = runs.share("c", Duration::ZERO, pending()).await;
+        let began = Instant::now();
         assert_eq!(runs.share("d", LIMIT, async { Ok(()) }).await, Err(NoOutcome::Full));
+        assert_eq!(began.elapsed(), LIMIT, "it waited for a place");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn runs_beyond_the_limit_wait_for_a_place_and_have_their_whole_time() {
+        let runs = SharedRuns::new(2, LIMIT);
+        let ask = |number: u32| {
+            runs.share(number, LIMIT, async move {
+                sleep(LIMIT / 4).await;
+                Ok(number)
+            })
+        };
+        let began = Instant::now();
+        let outcomes = join_all((0..6).map(ask)).await;
+        assert_eq!(outcomes, (0..6).map(|number| Ok(Ok(number))).collect::<Vec<_>>());
+        assert_eq!(began.elapsed(), LIMIT / 4 * 3);
     }
 
     #[tokio::test]
@@ -154,7 +198,7 @@ mod tests {
         async fn breaks() -> Result<(), Fault> {
             panic!("as a test wants it")
         }
-        let runs = SharedRuns::new(1);
+        let runs = SharedRuns::new(1, LIMIT);
         let broken = runs.share("a", LIMIT, breaks()).await;
         assert_eq!(broken.unwrap().unwrap_err().code, Code::Internal);
         assert_eq!(runs.share("b", LIMIT, async { Ok(()) }).await, Ok(Ok(())));

@@ -15,12 +15,14 @@ fn node(policy: StoragePolicy) -> (StorageClient<FakeSpawner>, FakeSpawner, Temp
     spawner.machine(|machine| machine.archive.insert("libcbd".to_string()));
     let conf = "/etc/zbs/client.conf".parse().unwrap();
     let observer = StorageObserver::new(&root, spawner.clone(), conf);
-    let applier = DependencyApplier::new(&root, spawner.clone(), EnginePolicy::default());
+    // With these arguments the played apt would refresh its lists instead.
+    let engine = EnginePolicy { install_args: vec!["update".into()], ..EnginePolicy::default() };
+    let applier = DependencyApplier::new(&root, spawner.clone(), engine);
     (StorageClient::new(observer, applier, policy), spawner, folder)
 }
 
 fn wanted(packages: &str) -> Dependencies {
-    Dependencies::parse(packages, "zstack-mn").unwrap()
+    Dependencies::parse(packages, "").unwrap()
 }
 
 fn calls(spawner: &FakeSpawner) -> Vec<String> {
@@ -45,6 +47,32 @@ async fn equal_requests_at_the_same_time_are_one_installation() {
 }
 
 #[tokio::test]
+async fn update_without_a_newer_version_is_no_change() {
+    let policy = StoragePolicy { update: true, ..StoragePolicy::default() };
+    let (client, spawner, _folder) = node(policy);
+    assert_eq!(client.provide(wanted("libcbd")).await, Ok(Outcome::Changed));
+    assert_eq!(client.provide(wanted("libcbd")).await, Ok(Outcome::Holds));
+    assert_eq!(calls(&spawner), ["install libcbd", "install libcbd"]);
+}
+
+#[tokio::test]
+async fn packages_that_are_there_need_no_turn_and_missing_ones_wait_for_theirs() {
+    let policy = StoragePolicy {
+        packages: vec!["libcbd".into(), "libcbd-dev".into()],
+        ..StoragePolicy::default()
+    };
+    let (client, spawner, _folder) = node(policy);
+    assert_eq!(client.provide(wanted("libcbd")).await, Ok(Outcome::Changed));
+    spawner.machine(|machine| {
+        machine.archive.insert("libcbd-dev".to_string());
+        machine.locked = 2;
+    });
+    let (held, new) =
+        tokio::join!(client.provide(wanted("libcbd")), client.provide(wanted("libcbd-dev")));
+    assert_eq!((held, new), (Ok(Outcome::Holds), Ok(Outcome::Changed)));
+}
+
+#[tokio::test]
 async fn packages_that_the_settings_do_not_list_are_not_installed() {
     let closed = StoragePolicy { packages: Vec::new(), ..StoragePolicy::default() };
     for (policy, packages) in [(closed, "libcbd"), (StoragePolicy::default(), "libcbd,docker.io")] {
@@ -64,6 +92,10 @@ async fn packages_that_no_repository_has_are_named_with_what_to_do() {
     assert_eq!(failed.code, Code::PackagesNotAvailable, "{failed}");
     assert!(
         failed.text.contains("libcbd") && failed.text.contains("add the repository"),
+        "{failed}"
+    );
+    assert!(
+        failed.text.contains("then call again") && !failed.text.contains("engine."),
         "{failed}"
     );
 }

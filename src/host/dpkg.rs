@@ -29,6 +29,7 @@ struct PackageState {
     /// Set if the package's installation is incomplete.
     half_way: bool,
     installed: bool,
+    version: String,
 }
 
 /// `true` if the installation of one of `packages` is incomplete or in progress.
@@ -37,10 +38,11 @@ pub fn half_installed(root: &Root, packages: &[Vec<String>]) -> bool {
     packages.iter().flatten().any(|name| states.get(name).is_some_and(|state| state.half_way))
 }
 
-/// `true` if each of `packages` is installed completely.
-pub fn are_installed(root: &Root, packages: &[String]) -> bool {
+/// Versions of `packages`, in this order; `None` if one of them is not installed completely.
+pub fn installed_versions(root: &Root, packages: &[String]) -> Option<Vec<String>> {
     let states = states(root);
-    packages.iter().all(|name| states.get(name).is_some_and(|state| state.installed))
+    let installed = |name: &String| states.get(name).filter(|state| state.installed);
+    packages.iter().map(|name| installed(name).map(|state| state.version.clone())).collect()
 }
 
 /// Packages whose files must be unpacked again before dpkg can continue. apt does not do that by itself: it counts such
@@ -87,6 +89,10 @@ fn states(root: &Root) -> BTreeMap<String, PackageState> {
             && is_name(package)
         {
             states.insert(package.to_string(), state(status));
+        } else if let Some(version) = line.strip_prefix("Version: ")
+            && let Some(state) = states.get_mut(package)
+        {
+            state.version = version.to_string();
         }
     }
     states
@@ -106,6 +112,7 @@ fn state(status: &str) -> PackageState {
         reinstall: words.get(1) == Some(&"reinstreq"),
         half_way: words.get(2).is_some_and(|state| half.contains(state)),
         installed: words.get(2) == Some(&"installed"),
+        version: String::new(),
     }
 }
 
@@ -117,7 +124,7 @@ mod tests {
     use super::*;
 
     fn package(name: &str, error: &str, state: &str) -> String {
-        format!("Package: {name}\nStatus: install {error} {state}\nPriority: optional\n\n")
+        format!("Package: {name}\nStatus: install {error} {state}\nVersion: 1.2-3\n\n")
     }
 
     fn machine(status: &str, updates: &[&str]) -> (tempfile::TempDir, Root) {
@@ -218,13 +225,13 @@ mod tests {
     fn packages_are_installed_when_all_of_them_are_completely() {
         let status = package("libcbd", "ok", "installed") + &package("qemu", "ok", "unpacked");
         let (_folder, root) = machine(&status, &[&package("old", "ok", "config-files")]);
-        let are_installed = |names: &[&str]| {
+        let versions = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-            super::are_installed(&root, &names)
+            installed_versions(&root, &names)
         };
-        assert!(are_installed(&["libcbd"]));
+        assert_eq!(versions(&["libcbd"]), Some(vec!["1.2-3".to_string()]));
         for names in [&["libcbd", "qemu"][..], &["qemu"], &["old"], &["libcbd-dev"]] {
-            assert!(!are_installed(names), "{names:?}");
+            assert_eq!(versions(names), None, "{names:?}");
         }
     }
 

@@ -5,7 +5,7 @@ mod failure;
 pub use self::failure::{Failure, failure, foretold, list_trouble, reason_lines, would_remove};
 use super::Root;
 use super::process::find_executable;
-use super::spawn::Invocation;
+use super::spawn::{Invocation, QueryEnd};
 use crate::model::engine::PackageManager;
 
 /// Detects the package manager of this machine.
@@ -94,14 +94,34 @@ pub fn ask_rpm(program: String, packages: &[String]) -> Invocation {
     Invocation { program, args, env: vec![("LC_ALL".to_string(), "C".to_string())] }
 }
 
-/// Arguments of an installation that uses the package repositories with these ids alone; none for managers that select no
-/// repository by such an id, and where no id is given.
-pub fn only_from(manager: PackageManager, repositories: &[String]) -> Vec<String> {
-    match manager {
-        PackageManager::Dnf | PackageManager::Yum if !repositories.is_empty() => {
-            vec!["--disablerepo=*".to_string(), format!("--enablerepo={}", repositories.join(","))]
+/// rpm's answer about `packages`: their names with the versions, or nothing where one of them is missing; `None` if it
+/// could not say. Where it cannot read its database, it prints the reason and counts every package as not installed.
+pub fn rpm_answer(end: &QueryEnd, packages: &[String]) -> Option<Vec<String>> {
+    let lines = || end.output.lines().map(str::trim);
+    let missing = |name: &String| format!("package {name} is not installed");
+    let is_missing = packages.iter().map(missing).any(|missing| lines().any(|it| it == missing));
+    match end.code {
+        Some(0) => Some(lines().map(str::to_string).collect()),
+        Some(_) if is_missing && !lines().any(|line| line.starts_with("error:")) => {
+            Some(Vec::new())
         }
-        _ => Vec::new(),
+        _ => None,
+    }
+}
+
+/// Arguments of an installation that uses the package repositories with these ids alone; none where no id is given.
+/// `None` for apt, which selects no repository.
+pub fn only_from(manager: PackageManager, repositories: &[String]) -> Option<Vec<String>> {
+    match manager {
+        _ if repositories.is_empty() => Some(Vec::new()),
+        PackageManager::Dnf | PackageManager::Yum => {
+            let enabled = format!("--enablerepo={}", repositories.join(","));
+            Some(vec!["--disablerepo=*".to_string(), enabled])
+        }
+        PackageManager::Zypper => {
+            Some(repositories.iter().map(|id| format!("--repo={id}")).collect())
+        }
+        PackageManager::Apt => None,
     }
 }
 

@@ -24,17 +24,42 @@ fn repositories_are_selected_where_the_manager_knows_them_by_id() {
     let ids = ["zstack-mn".to_string(), "qemu-kvm-ev-mn".to_string()];
     let selected = ["--disablerepo=*", "--enablerepo=zstack-mn,qemu-kvm-ev-mn"];
     for manager in [PackageManager::Dnf, PackageManager::Yum] {
-        assert_eq!(only_from(manager, &ids), selected);
-        assert_eq!(only_from(manager, &[]), [] as [&str; 0]);
+        assert_eq!(only_from(manager, &ids).unwrap(), selected);
     }
-    for manager in [PackageManager::Apt, PackageManager::Zypper] {
-        assert_eq!(only_from(manager, &ids), [] as [&str; 0]);
+    let by_zypper = only_from(PackageManager::Zypper, &ids).unwrap();
+    assert_eq!(by_zypper, ["--repo=zstack-mn", "--repo=qemu-kvm-ev-mn"]);
+    assert_eq!(only_from(PackageManager::Apt, &ids), None);
+    for manager in PackageManager::ALL {
+        assert_eq!(only_from(manager, &[]), Some(Vec::new()), "{manager}");
     }
     let asked = ask_rpm("/usr/bin/rpm".into(), &["libcbd".to_string()]);
     assert_eq!(
         (asked.program.as_str(), asked.args),
         ("/usr/bin/rpm", vec!["-q".into(), "libcbd".into()])
     );
+}
+
+/// Output of rpm 4.11 and 4.18, the broken database as in Red Hat's solution 6903: rpm says of every package that it is
+/// not installed then.
+#[test]
+fn rpm_that_cannot_read_its_database_has_not_answered() {
+    let packages = ["libcbd".to_string(), "qemu-kvm".to_string()];
+    let answer = |code, output: &str| {
+        let end = QueryEnd { code, output: output.to_string(), ..QueryEnd::default() };
+        rpm_answer(&end, &packages)
+    };
+    let both = ["libcbd-1.2-3.el7.x86_64".to_string(), "qemu-kvm-7.2-1.x86_64".to_string()];
+    let printed = format!("{}\n{}\n", both[0], both[1]);
+    assert_eq!(answer(Some(0), &printed), Some(both.to_vec()));
+    let missing = "libcbd-1.2-3.el7.x86_64\npackage qemu-kvm is not installed\n";
+    assert_eq!(answer(Some(1), missing), Some(Vec::new()));
+    let broken = "package libcbd is not installed\npackage qemu-kvm is not installed\n\
+        error: rpmdb: BDB0113 Thread/process 11/140 failed: BDB1507 Thread died in Berkeley DB library\n\
+        error: cannot open Packages database in /var/lib/rpm\n";
+    assert_eq!(answer(Some(2), broken), None);
+    for (code, output) in [(Some(1), ""), (Some(127), "rpm: not found"), (None, missing)] {
+        assert_eq!(answer(code, output), None, "{code:?} {output}");
+    }
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub trait Spawner: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Daemon, HostError>> + Send;
 
     /// Runs a program that changes nothing and answers. It is killed, with all that it started, when its time limit has
-    /// passed; then this returns once it has really ended.
+    /// passed; then this returns a moment later, with [`QueryEnd::left`] if it has not ended by then.
     fn query(
         &self,
         invocation: Invocation,

@@ -96,7 +96,7 @@ impl Spawner for FakeSpawner {
         // dpkg's records are read without a program.
         assert!(invocation.program.ends_with("/dockerd"), "{invocation:?}");
         let output = "Docker version 20.10.24+dfsg1, build 297e128\n".to_string();
-        Ok(QueryEnd { code: Some(0), output, timed_out: false })
+        Ok(QueryEnd { code: Some(0), output, timed_out: false, left: None })
     }
 }
 

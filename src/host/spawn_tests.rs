@@ -154,6 +154,23 @@ async fn a_query_whose_time_is_up_is_killed_with_all_that_it_started() {
 }
 
 #[tokio::test]
+async fn a_query_ends_with_its_program_whatever_holds_its_output_open() {
+    let began = Instant::now();
+    let end = answer("echo said; sleep 30 & exit 3", Duration::from_secs(20)).await;
+    assert_eq!((end.code, end.timed_out, end.output.as_str()), (Some(3), false, "said\n"));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_query_dies_before_the_agent_and_without_it() {
+    let script = "cat /proc/self/oom_score_adj; tr '\\0' ' ' </proc/$PPID/cmdline";
+    let end = answer(script, Duration::from_secs(10)).await;
+    let (score, parent) = end.output.split_once('\n').unwrap();
+    assert_eq!(score, "500");
+    assert!(parent.contains("timeout -s KILL 15 /bin/sh -c"), "{parent}");
+}
+
+#[tokio::test]
 async fn a_query_of_a_program_that_is_not_there_names_it() {
     let nobody = Invocation { program: "/no/such".into(), args: Vec::new(), env: Vec::new() };
     let error = query::ask(nobody, Duration::from_secs(10)).await.unwrap_err();

@@ -123,8 +123,8 @@ pub fn name_problem(name: &str) -> Option<String> {
 /// Observation of the packages that a caller requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DependenciesSeen {
-    /// Set if all of the packages are installed.
-    pub installed: bool,
+    /// Versions of the packages; `None` if one of them is not installed.
+    pub versions: Option<Vec<String>>,
     /// Package manager of this machine.
     pub manager: Option<PackageManager>,
 }

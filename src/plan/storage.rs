@@ -1,12 +1,14 @@
 //! Plan for the packages of the storage's client, which a controller requires before it has a node prepared.
 
 use crate::model::code::Code;
+use crate::model::engine::PackageManager;
 use crate::model::fault::Fault;
 use crate::model::policy::StoragePolicy;
 use crate::model::storage::{Dependencies, DependenciesSeen, InstallDependencies};
 
 /// Plans the installation of `wanted`; `None` if nothing has to be done. Installed packages are left as they are unless
-/// the settings say otherwise: virtual machines run with the library that the package has.
+/// the settings say otherwise: virtual machines run with the library that the package has. `may_install` is the operator's
+/// consent to installations by the agent (`engine.install`).
 ///
 /// # Errors
 /// If the settings forbid an installation that is needed, or the machine has no package manager.
@@ -14,19 +16,12 @@ pub fn install(
     wanted: &Dependencies,
     seen: &DependenciesSeen,
     policy: &StoragePolicy,
+    may_install: bool,
 ) -> Result<Option<InstallDependencies>, Fault> {
-    let unlisted = |names: &[String], listed: &[String]| {
-        names.iter().find(|name| !listed.contains(name)).cloned()
-    };
-    let refused = unlisted(wanted.packages(), &policy.packages)
-        .map(|name| (format!("the package {name}"), "storage.packages"))
-        .or_else(|| {
-            let name = unlisted(wanted.repositories(), &policy.repositories)?;
-            Some((format!("the package repository {name}"), "storage.repositories"))
-        });
-    match (seen.installed, policy.update, refused) {
+    let refused = refusal(wanted, seen, policy, may_install);
+    match (seen.versions.is_some(), policy.update, refused) {
         (true, false, _) | (true, true, Some(_)) => return Ok(None),
-        (false, _, Some((what, setting))) => return Err(not_allowed(wanted, &what, setting)),
+        (false, _, Some(why)) => return Err(not_allowed(wanted, &why)),
         (_, _, None) => {}
     }
     let Some(manager) = seen.manager else {
@@ -43,10 +38,34 @@ pub fn install(
     }))
 }
 
-fn not_allowed(wanted: &Dependencies, what: &str, setting: &str) -> Fault {
+/// Reason why `wanted` must not be installed; `None` if it may be.
+fn refusal(
+    wanted: &Dependencies,
+    seen: &DependenciesSeen,
+    policy: &StoragePolicy,
+    may_install: bool,
+) -> Option<String> {
+    let unlisted = |names: &[String], listed: &[String]| {
+        names.iter().find(|name| !listed.contains(name)).cloned()
+    };
+    if !may_install {
+        return Some("engine.install forbids the agent to install packages".to_string());
+    }
+    if let Some(name) = unlisted(wanted.packages(), &policy.packages) {
+        return Some(format!("storage.packages does not list the package {name}"));
+    }
+    if let Some(name) = unlisted(wanted.repositories(), &policy.repositories) {
+        return Some(format!("storage.repositories does not list the package repository {name}"));
+    }
+    let chosen = wanted.repositories().join(" and ");
+    let by_apt = seen.manager == Some(PackageManager::Apt) && !chosen.is_empty();
+    by_apt.then(|| format!("apt-get cannot install from {chosen} alone, as the call requires"))
+}
+
+fn not_allowed(wanted: &Dependencies, why: &str) -> Fault {
     let packages = wanted.packages().join(" ");
     let text = format!(
-        "{packages} is not installed completely, and {setting} does not list {what}: install it by hand, or list it there"
+        "{packages} is not installed completely, and {why}: install it by hand, or change that"
     );
     Fault::new(Code::DependencyNotInstalled, text)
 }
@@ -54,53 +73,90 @@ fn not_allowed(wanted: &Dependencies, what: &str, setting: &str) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::engine::PackageManager;
 
-    const ABSENT: DependenciesSeen =
-        DependenciesSeen { installed: false, manager: Some(PackageManager::Yum) };
-    const THERE: DependenciesSeen = DependenciesSeen { installed: true, ..ABSENT };
+    /// Node with this package manager, on which the packages are missing.
+    fn absent(manager: Option<PackageManager>) -> DependenciesSeen {
+        DependenciesSeen { versions: None, manager }
+    }
+
+    /// Node on which the packages are installed.
+    fn there(manager: Option<PackageManager>) -> DependenciesSeen {
+        DependenciesSeen { versions: Some(vec!["1.2-3".to_string()]), manager }
+    }
+
+    const YUM: Option<PackageManager> = Some(PackageManager::Yum);
 
     fn wanted(packages: &str, repositories: &str) -> Dependencies {
         Dependencies::parse(packages, repositories).unwrap()
     }
 
     fn code(wanted: &Dependencies, seen: &DependenciesSeen, policy: &StoragePolicy) -> Code {
-        install(wanted, seen, policy).unwrap_err().code
+        install(wanted, seen, policy, true).unwrap_err().code
     }
 
     #[test]
     fn installed_packages_are_left_whoever_asks_for_them() {
         let policy = StoragePolicy::default();
         for packages in ["libcbd", "libcbd,qemu-kvm", "kernel"] {
-            assert_eq!(install(&wanted(packages, "evil"), &THERE, &policy), Ok(None), "{packages}");
+            assert_eq!(
+                install(&wanted(packages, "evil"), &there(YUM), &policy, true),
+                Ok(None),
+                "{packages}"
+            );
         }
         let update = StoragePolicy { update: true, ..policy };
-        let plan = install(&wanted("libcbd", "zstack-mn"), &THERE, &update).unwrap().unwrap();
+        let plan =
+            install(&wanted("libcbd", "zstack-mn"), &there(YUM), &update, true).unwrap().unwrap();
         assert_eq!(plan.repositories, ["zstack-mn"]);
-        assert_eq!(install(&wanted("kernel", ""), &THERE, &update), Ok(None), "but not this one");
+        assert_eq!(
+            install(&wanted("kernel", ""), &there(YUM), &update, true),
+            Ok(None),
+            "but not this one"
+        );
     }
 
     #[test]
     fn only_what_the_settings_list_is_installed() {
         let policy = StoragePolicy::default();
-        let plan = install(&wanted("libcbd", ""), &ABSENT, &policy).unwrap().unwrap();
+        let plan = install(&wanted("libcbd", ""), &absent(YUM), &policy, true).unwrap().unwrap();
         assert_eq!((plan.manager, plan.packages), (PackageManager::Yum, vec!["libcbd".into()]));
         for (packages, repositories) in
             [("kernel", ""), ("libcbd,kernel", "zstack-mn"), ("libcbd", "zstack-mn,evil")]
         {
-            let refused = code(&wanted(packages, repositories), &ABSENT, &policy);
+            let refused = code(&wanted(packages, repositories), &absent(YUM), &policy);
             assert_eq!(refused, Code::DependencyNotInstalled, "{packages} {repositories}");
         }
         let closed = StoragePolicy { packages: Vec::new(), ..policy };
-        assert_eq!(code(&wanted("libcbd", ""), &ABSENT, &closed), Code::DependencyNotInstalled);
+        assert_eq!(
+            code(&wanted("libcbd", ""), &absent(YUM), &closed),
+            Code::DependencyNotInstalled
+        );
     }
 
     #[test]
     fn without_a_package_manager_nothing_can_be_installed() {
-        let bare = DependenciesSeen { manager: None, ..ABSENT };
         let policy = StoragePolicy::default();
-        assert_eq!(code(&wanted("libcbd", ""), &bare, &policy), Code::NoPackageManager);
-        let there = DependenciesSeen { installed: true, ..bare };
-        assert_eq!(install(&wanted("libcbd", ""), &there, &policy), Ok(None));
+        assert_eq!(code(&wanted("libcbd", ""), &absent(None), &policy), Code::NoPackageManager);
+        assert_eq!(install(&wanted("libcbd", ""), &there(None), &policy, true), Ok(None));
+    }
+
+    #[test]
+    fn operator_that_forbids_installations_forbids_these_too() {
+        let (policy, libcbd) = (StoragePolicy::default(), wanted("libcbd", ""));
+        let refused = install(&libcbd, &absent(YUM), &policy, false).unwrap_err();
+        assert_eq!(refused.code, Code::DependencyNotInstalled);
+        assert!(refused.text.contains("engine.install"), "{refused}");
+        let update = StoragePolicy { update: true, ..policy };
+        assert_eq!(install(&libcbd, &there(YUM), &update, false), Ok(None));
+    }
+
+    #[test]
+    fn repository_that_apt_cannot_choose_is_refused_rather_than_passed_over() {
+        let policy = StoragePolicy::default();
+        let apt = absent(Some(PackageManager::Apt));
+        let refused = install(&wanted("libcbd", "zstack-mn"), &apt, &policy, true).unwrap_err();
+        assert_eq!(refused.code, Code::DependencyNotInstalled);
+        assert!(refused.text.contains("from zstack-mn alone"), "{refused}");
+        assert!(install(&wanted("libcbd", ""), &apt, &policy, true).unwrap().is_some());
     }
 }

@@ -10,6 +10,7 @@ use crate::support::absent::Absent;
 use crate::support::controller::Controller;
 use crate::support::gate::Gate;
 use crate::support::http::{call, receive, request, send};
+use crate::support::legacy::Legacy;
 use crate::support::{Place, soon, task, until};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -214,6 +215,30 @@ async fn while_tasks_end_new_calls_are_told_that_the_agent_stops() {
     assert_eq!(controller.wait(1).await[0].json()["success"], true);
     assert_eq!(agent.ended().await.code(), Some(0));
     assert_eq!(controller.seen().len(), 1, "{:?}", controller.seen());
+}
+
+#[tokio::test]
+async fn nothing_is_forwarded_while_tasks_end() {
+    let legacy = Legacy::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let place = Place::on("two-node").mounted().settings(&legacy.settings(""));
+    let mut agent = place.ready().await;
+    let controller = Controller::start().await;
+    let mut gate = Gate::before_pools(&place);
+    agent.post_task(PREPARE, &task(1), &controller.url, r#"{"hugepageNr":360}"#).await;
+    gate.wait().await;
+    agent.signal(Signal::SIGTERM);
+    agent.logged("stopping").await;
+    for path in ["/kvm/vm/start", "/host/ping", "/host/echo"] {
+        let reply = agent.post_task(path, &task(2), &controller.url, "{}").await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "stopping"), "{path}");
+        let error = reply.json()["error"].to_string();
+        assert!(error.contains("kvmagent is stopping"), "{path}: {error}");
+        let reply = agent.post(path, "{}").await;
+        assert_eq!((reply.status, reply.code().as_str()), (503, "stopping"), "{path}");
+    }
+    gate.open().await;
+    assert_eq!(agent.ended().await.code(), Some(0));
+    assert_eq!(legacy.seen(), [] as [&str; 0]);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ const UPDATE: &str = "/zbs/primarystorage/host/updatedependency";
 /// Output of a read that succeeded, as QEMU's own tests have it (tests/qemu-iotests, `_filter_qemu_io`).
 const READ: &str = "echo 'read 4096/4096 bytes at offset 0'; echo '4 KiB, X ops; XX:XX:XX.X'";
 
-/// What a controller sends, of a volume in its logical pool.
+/// Body of a check of a volume in its logical pool, as a controller sends it.
 fn body(volume: &str) -> String {
     let path = format!("cbd:lpool1_physical/lpool1/{volume}");
     json!({"hostUuid": "9d3f6a", "path": path, "uuid": "u", "addr": "10.0.0.1"}).to_string()
@@ -42,7 +42,7 @@ fn node(settings: &str, script: &str) -> Place {
     place
 }
 
-/// The lines of a file beside the node; none if it is not there.
+/// Lines of a file beside the node; none if it is not there.
 fn lines(place: &Place, name: &str) -> Vec<String> {
     let text = fs::read_to_string(place.folder().join(name)).unwrap_or_default();
     text.lines().map(str::to_string).collect()
@@ -152,16 +152,15 @@ async fn read_that_hangs_is_killed_and_delays_only_itself() {
 }
 
 #[tokio::test]
-async fn reads_that_hang_do_not_pile_up() {
+async fn reads_that_hang_do_not_pile_up_and_one_more_waits_for_its_turn() {
     let place = hanging("3s");
     let agent = place.ready().await;
-    let slow: Vec<_> = (0..4).map(|number| begin(&agent, &format!("slow{number}"))).collect();
-    until("four hang", async || (lines(&place, "pids").len() == 4).then_some(())).await;
-    must_fail(&agent.post(CHECK, &body("quick")).await, "storage-busy", &["call again later"]);
+    let slow: Vec<_> = (0..16).map(|number| begin(&agent, &format!("slow{number}"))).collect();
+    until("sixteen hang", async || (lines(&place, "pids").len() == 16).then_some(())).await;
+    assert_eq!(agent.post(CHECK, &body("quick")).await.json()["success"], true);
     for reply in soon("the limit passes", join_all(slow)).await {
         must_fail(&reply.unwrap(), "storage-unreachable", &["killed"]);
     }
-    assert_eq!(agent.post(CHECK, &body("quick")).await.json()["success"], true);
 }
 
 #[tokio::test]
@@ -235,11 +234,27 @@ async fn packages_that_are_there_are_left_as_they_are() {
 async fn rpm_is_asked_where_it_knows_the_packages() {
     let place = Place::on("two-node").settings("[storage]\npackages = []\n");
     play(&place, "yum", "exit 1");
-    play(&place, "rpm", "[ \"$*\" = '-q libcbd' ]");
+    let script = "[ \"$*\" = '-q libcbd' ] && echo libcbd-1.2-3 || { echo package qemu-kvm is not installed; exit 1; }";
+    play(&place, "rpm", script);
     let agent = place.ready().await;
     assert_eq!(agent.post(UPDATE, LIBCBD).await.json()["outcome"], "holds");
     let other = agent.post(UPDATE, r#"{"updatePackages":"libcbd, qemu-kvm"}"#).await;
     must_fail(&other, "dependency-not-installed", &["libcbd qemu-kvm", "storage.packages"]);
+}
+
+// A database of rpm that cannot be read: rpm says of every package that it is not installed.
+#[tokio::test]
+async fn rpm_that_fails_starts_no_installation() {
+    let place = Place::on("two-node");
+    let script = format!("touch {}/installs", place.folder().display());
+    play(&place, "yum", &script);
+    let broken = "echo package libcbd is not installed
+echo 'error: cannot open Packages database in /var/lib/rpm' >&2; exit 1";
+    play(&place, "rpm", broken);
+    let agent = place.ready().await;
+    let words = ["libcbd", "cannot open Packages database", "rpm --rebuilddb"];
+    must_fail(&agent.post(UPDATE, LIBCBD).await, "package-manager-failed", &words);
+    assert!(!place.folder().join("installs").exists());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::install::Installation;
+use super::install::{InstallSubject, Installation};
 use crate::host::spawn::Spawner;
 use crate::host::{Root, packages};
 use crate::model::fault::Fault;
@@ -24,6 +24,11 @@ impl<S: Spawner> DependencyApplier<S> {
         DependencyApplier { root: root.clone(), spawner, policy }
     }
 
+    /// `true` if the operator lets the agent install packages.
+    pub fn may_install(&self) -> bool {
+        self.policy.install
+    }
+
     /// Time limit of an installation.
     pub fn within(&self) -> Duration {
         self.policy.install_timeout
@@ -38,10 +43,12 @@ impl<S: Spawner> DependencyApplier<S> {
         step: &InstallDependencies,
         line: impl Fn(String) + Send + Sync,
     ) -> Result<(), Fault> {
-        let mut policy = self.policy.clone();
-        policy.install_args.extend(packages::only_from(step.manager, &step.repositories));
-        let installation =
-            Installation::new(&self.root, &self.spawner, &policy, step.manager, line);
+        // The arguments in the settings are for the engine's packages and their repositories.
+        let install_args =
+            packages::only_from(step.manager, &step.repositories).unwrap_or_default();
+        let policy = EnginePolicy { install_args, ..self.policy.clone() };
+        let subject = (step.manager, InstallSubject::StorageClient);
+        let installation = Installation::new(&self.root, &self.spawner, &policy, subject, line);
         installation.run(std::slice::from_ref(&step.packages)).await.map(drop)
     }
 }

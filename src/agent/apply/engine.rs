@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::super::observe::blocking;
-use super::install::Installation;
+use super::install::{InstallSubject, Installation};
 use crate::docker::{Engine, EngineError};
 use crate::host::spawn::{Daemon, Invocation, Spawner};
 use crate::host::systemd::{Systemd, SystemdError};
@@ -69,7 +69,8 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                 Ok(adds.clone())
             }
             Step::Install { manager, sets } => {
-                Installation::new(&self.root, &self.spawner, &self.policy, *manager, line)
+                let subject = (*manager, InstallSubject::Engine);
+                Installation::new(&self.root, &self.spawner, &self.policy, subject, line)
                     .run(sets)
                     .await
             }

@@ -1,4 +1,4 @@
-//! Installation of the engine's packages: of several sets, the first that is available. Package lists are refreshed
+//! Installation of packages of the engine or of the storage's client: of several sets, the first that is available. Package lists are refreshed
 //! once if they may be the cause of a failure, the lock of another package manager is waited for, and an interrupted
 //! installation is finished first. All calls share one deadline. `host::packages` interprets the output of package
 //! managers.
@@ -18,12 +18,20 @@ use crate::model::policy::EnginePolicy;
 /// Pause before a locked package manager is called again.
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Owner of the packages that are installed, which decides what can be done about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InstallSubject {
+    Engine,
+    StorageClient,
+}
+
 /// Installation in progress.
 pub(super) struct Installation<'a, S, L> {
     root: &'a Root,
     spawner: &'a S,
     policy: &'a EnginePolicy,
     manager: PackageManager,
+    subject: InstallSubject,
     line: L,
     deadline: Instant,
     lock_deadline: Instant,
@@ -39,7 +47,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
         root: &'a Root,
         spawner: &'a S,
         policy: &'a EnginePolicy,
-        manager: PackageManager,
+        (manager, subject): (PackageManager, InstallSubject),
         line: L,
     ) -> Installation<'a, S, L> {
         let now = Instant::now();
@@ -48,6 +56,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
             spawner,
             policy,
             manager,
+            subject,
             line,
             deadline: now + policy.install_timeout,
             lock_deadline: now + policy.lock_timeout,
@@ -198,9 +207,10 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
                 Code::PackageManagerTimeout,
                 format!(
                     "{program} was not done within {:?} (engine.install_timeout) and was left running, for a \
-                     package manager must not be cut off: see {}, then prepare again",
+                     package manager must not be cut off: see {}, then {}",
                     self.policy.install_timeout,
-                    end.log.display()
+                    end.log.display(),
+                    self.subject.again()
                 ),
             ));
         }
@@ -229,7 +239,7 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
             }
             _ => (failure, reason),
         };
-        let (code, advice) = advice(failure);
+        let (code, advice) = self.subject.advice(failure);
         Fault::new(
             code,
             format!(
@@ -242,43 +252,61 @@ impl<'a, S: Spawner, L: Fn(String) + Send + Sync> Installation<'a, S, L> {
     }
 }
 
-/// Maps a failure to its stable code and a remedy.
-fn advice(failure: Failure) -> (Code, &'static str) {
-    match failure {
-        Failure::Locked => (
-            Code::PackageManagerLocked,
-            "wait until the other package manager is done, then prepare again",
-        ),
-        Failure::Interrupted => (
-            Code::PackageManagerInterrupted,
-            "an earlier run was cut off and could not be finished: run `dpkg --configure -a` and \
-             `apt-get --fix-broken install`, then prepare again",
-        ),
-        Failure::DiskFull => (Code::DiskFull, "free space, then prepare again"),
-        Failure::NotAvailable => (
-            Code::PackagesNotAvailable,
-            "add the repository that has them, or set engine.packages and engine.install_args",
-        ),
-        Failure::Conflict => (
-            Code::PackagesConflict,
-            "what is installed stays: name packages in engine.packages that go with it (Debian's docker.io \
-             shares containerd and runc), or take away what is in their way, then prepare again",
-        ),
-        Failure::Fetch => (
-            Code::PackagesNotFetched,
-            "see whether this node resolves and reaches the mirror (DNS, route, firewall, proxy), and whether that has \
-             what was asked for, then prepare again",
-        ),
-        Failure::Dates => (
-            Code::PackagesNotFetched,
-            "see whether the node's clock is right (`date`, `timedatectl`); if it is, name a mirror that is kept up to \
-             date; then prepare again",
-        ),
-        Failure::Untrusted => (
-            Code::PackagesNotTrusted,
-            "install the key of the repository (`signed-by` for apt, `gpgkey` for dnf and yum, `rpm --import` for \
-             zypper), or take the repository away; then prepare again",
-        ),
-        Failure::Other => (Code::PackageManagerFailed, "see its log"),
+impl InstallSubject {
+    /// Call that begins the installation again.
+    fn again(self) -> &'static str {
+        match self {
+            InstallSubject::Engine => "prepare again",
+            InstallSubject::StorageClient => "call again",
+        }
+    }
+
+    /// Maps a failure to its stable code and a remedy.
+    fn advice(self, failure: Failure) -> (Code, String) {
+        let (code, remedy) = match (failure, self) {
+            (Failure::Locked, _) => {
+                (Code::PackageManagerLocked, "wait until the other package manager is done")
+            }
+            (Failure::Interrupted, _) => (
+                Code::PackageManagerInterrupted,
+                "an earlier run was cut off and could not be finished: run `dpkg --configure -a` and \
+                 `apt-get --fix-broken install`",
+            ),
+            (Failure::DiskFull, _) => (Code::DiskFull, "free space"),
+            (Failure::NotAvailable, InstallSubject::Engine) => (
+                Code::PackagesNotAvailable,
+                "add the repository that has them, or set engine.packages and engine.install_args",
+            ),
+            (Failure::NotAvailable, InstallSubject::StorageClient) => (
+                Code::PackagesNotAvailable,
+                "add the repository that has them (the call names those that are used), or install them by hand",
+            ),
+            (Failure::Conflict, InstallSubject::Engine) => (
+                Code::PackagesConflict,
+                "what is installed stays: name packages in engine.packages that go with it (Debian's docker.io \
+                 shares containerd and runc), or take away what is in their way",
+            ),
+            (Failure::Conflict, InstallSubject::StorageClient) => (
+                Code::PackagesConflict,
+                "what is installed stays: take away what is in their way, or install them by hand",
+            ),
+            (Failure::Fetch, _) => (
+                Code::PackagesNotFetched,
+                "see whether this node resolves and reaches the mirror (DNS, route, firewall, proxy), and whether that \
+                 has what was asked for",
+            ),
+            (Failure::Dates, _) => (
+                Code::PackagesNotFetched,
+                "see whether the node's clock is right (`date`, `timedatectl`); if it is, name a mirror that is kept up \
+                 to date",
+            ),
+            (Failure::Untrusted, _) => (
+                Code::PackagesNotTrusted,
+                "install the key of the repository (`signed-by` for apt, `gpgkey` for dnf and yum, `rpm --import` for \
+                 zypper), or take the repository away",
+            ),
+            (Failure::Other, _) => (Code::PackageManagerFailed, "see its log"),
+        };
+        (code, format!("{remedy}, then {}", self.again()))
     }
 }

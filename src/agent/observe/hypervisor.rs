@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
 
 use super::blocking;
 use crate::host::Root;
@@ -27,8 +28,17 @@ pub struct Hypervisor<S> {
     qemu: SharedRun,
 }
 
-/// Version printed by the file that was run last; concurrent callers share one run.
-type SharedRun = Mutex<Option<(FileStamp, Arc<OnceCell<Option<String>>>)>>;
+/// Version that a program printed, once it has run; `None` if it printed none.
+type PrintedVersion = Arc<OnceCell<Option<String>>>;
+
+/// Runs of the programs of one version; concurrent callers share one run.
+#[derive(Debug, Default)]
+struct SharedRun {
+    /// Version printed by the file that was run last.
+    last: Mutex<Option<(FileStamp, PrintedVersion)>>,
+    /// Program that was killed and that the kernel has not let go of yet: none is run beside it.
+    left: Mutex<Option<JoinHandle<()>>>,
+}
 
 /// Installed versions; empty where nothing is installed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,7 +65,7 @@ impl<S: Spawner> Hypervisor<S> {
         HypervisorVersions { libvirt, qemu }
     }
 
-    async fn version(&self, programs: &'static [&str], last_run: &SharedRun) -> String {
+    async fn version(&self, programs: &'static [&str], run: &SharedRun) -> String {
         let root = self.root.clone();
         let found = blocking(move || {
             let program = programs.iter().find_map(|name| find_executable(&root, name))?;
@@ -63,7 +73,7 @@ impl<S: Spawner> Hypervisor<S> {
         });
         let Ok(Some(stamp)) = found.await else { return String::new() };
         let cell = {
-            let mut last_run = last_run.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last_run = run.last.lock().unwrap_or_else(PoisonError::into_inner);
             match &*last_run {
                 // A program that printed no version is run again.
                 Some((known, cell)) if *known == stamp && cell.get() != Some(&None) => cell.clone(),
@@ -71,12 +81,17 @@ impl<S: Spawner> Hypervisor<S> {
             }
         };
         let program = self.root.path(&stamp.path).display().to_string();
-        cell.get_or_init(|| self.ask(program)).await.clone().unwrap_or_default()
+        cell.get_or_init(|| self.ask(program, &run.left)).await.clone().unwrap_or_default()
     }
 
-    async fn ask(&self, program: String) -> Option<String> {
+    async fn ask(&self, program: String, left: &Mutex<Option<JoinHandle<()>>>) -> Option<String> {
+        let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left().as_ref().is_some_and(|left| !left.is_finished()) {
+            return None;
+        }
         let invocation = Invocation { program, args: vec!["--version".into()], env: Vec::new() };
         let end = self.spawner.query(invocation, ANSWER).await.ok()?;
+        *left() = end.left;
         let version = version_in(&end.output);
         (end.code == Some(0) && !version.is_empty()).then_some(version)
     }
@@ -101,8 +116,8 @@ mod tests {
     use crate::host::HostError;
     use crate::host::spawn::{Daemon, QueryEnd, RunEnd, RunRequest};
 
-    /// Spawner that reads a program's file instead of running it: the text is its output, and the word `fails` makes it
-    /// fail.
+    /// Spawner that reads a program's file instead of running it: the text is its output, the word `fails` makes it
+    /// fail, and `hangs` makes it one that cannot be reaped.
     #[derive(Clone)]
     struct Reads {
         runs: Arc<Mutex<Vec<String>>>,
@@ -120,8 +135,12 @@ mod tests {
         async fn query(&self, invocation: Invocation, _: Duration) -> Result<QueryEnd, HostError> {
             let output = fs::read_to_string(&invocation.program).unwrap();
             self.runs.lock().unwrap().push(invocation.program);
+            if output.contains("hangs") {
+                let left = Some(tokio::spawn(std::future::pending()));
+                return Ok(QueryEnd { timed_out: true, left, ..QueryEnd::default() });
+            }
             let code = Some(i32::from(output.contains("fails")));
-            Ok(QueryEnd { code, output, timed_out: false })
+            Ok(QueryEnd { code, output, ..QueryEnd::default() })
         }
     }
 
@@ -155,6 +174,19 @@ mod tests {
         install(&root, "fails 10.1.0");
         assert_eq!((libvirt().await, libvirt().await), (String::new(), String::new()));
         assert_eq!(runs.lock().unwrap().len(), 5, "a failure is not kept");
+    }
+
+    #[tokio::test]
+    async fn program_that_cannot_be_reaped_is_not_run_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        let runs = Arc::default();
+        let hypervisor = Hypervisor::new(&root, Reads { runs: Arc::clone(&runs) });
+        install(&root, "hangs");
+        for _ in 0..3 {
+            assert_eq!(hypervisor.versions().await.libvirt, "");
+        }
+        assert_eq!(runs.lock().unwrap().len(), 1);
     }
 
     #[test]

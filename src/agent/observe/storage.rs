@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::blocking;
 use crate::host::process::{FOLDERS, find_executable};
 use crate::host::qemu_io::{self, ReadFailure};
-use crate::host::spawn::{QueryEnd, Spawner};
+use crate::host::spawn::{Invocation, QueryEnd, Spawner};
 use crate::host::{Root, dpkg, packages};
 use crate::model::code::Code;
 use crate::model::engine::PackageManager;
@@ -15,7 +15,7 @@ use crate::model::path::CleanPath;
 use crate::model::storage::{CBD, DependenciesSeen, HeartbeatVolume};
 
 /// Timeout of rpm's answer: it may wait for a lock of its database.
-const RPM_ANSWER: Duration = Duration::from_secs(30);
+pub const RPM_ANSWER: Duration = Duration::from_secs(30);
 
 /// Observer of the storage of one machine.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ impl<S: Spawner> StorageObserver<S> {
             return Err(self.no_conf(volume));
         }
         let command = qemu_io::read(program.clone(), volume, &self.conf);
-        let end = self.spawner.query(command, within).await?;
+        let end = self.asked(command, within).await?;
         match qemu_io::failure(&end) {
             None => Ok(()),
             Some(failure) => Err(self.not_read(volume, &program, (failure, &end), within)),
@@ -98,27 +98,58 @@ impl<S: Spawner> StorageObserver<S> {
         }
     }
 
-    /// Observes whether all of `packages` are installed. dpkg's records are read without starting a process; where rpm is
-    /// the one that knows, it is asked.
+    /// Asks a program, and waits until the kernel has let go of it: a run keeps its place for so long.
+    async fn asked(&self, command: Invocation, within: Duration) -> Result<QueryEnd, Fault> {
+        let mut end = self.spawner.query(command, within).await?;
+        if let Some(left) = end.left.take() {
+            let _ = left.await;
+        }
+        Ok(end)
+    }
+
+    /// Observes the versions of `packages`. dpkg's records are read without starting a process; where rpm is the one that
+    /// knows, it is asked.
     ///
     /// # Errors
-    /// If rpm cannot be asked.
+    /// If rpm cannot be asked, or does not say.
     pub async fn dependencies(&self, packages: &[String]) -> Result<DependenciesSeen, Fault> {
         let (root, names) = (self.root.clone(), packages.to_vec());
         let look = move || {
             let rpm = find_executable(&root, "rpm").map(|path| root.path(path));
-            (packages::find(&root), dpkg::are_installed(&root, &names), rpm)
+            (packages::find(&root), dpkg::installed_versions(&root, &names), rpm)
         };
         let (manager, in_dpkg, rpm) = blocking(look).await?;
-        let installed = match (manager, rpm) {
+        let versions = match (manager, rpm) {
             (Some(PackageManager::Apt), _) | (_, None) => in_dpkg,
             (_, Some(rpm)) => {
-                let question = packages::ask_rpm(rpm.display().to_string(), packages);
-                self.spawner.query(question, RPM_ANSWER).await?.code == Some(0)
+                let rpm = rpm.display().to_string();
+                let end = self.asked(packages::ask_rpm(rpm.clone(), packages), RPM_ANSWER).await?;
+                let answer = packages::rpm_answer(&end, packages);
+                let versions = answer.ok_or_else(|| no_answer(&rpm, packages, &end))?;
+                Some(versions).filter(|versions| !versions.is_empty())
             }
         };
-        Ok(DependenciesSeen { installed, manager })
+        Ok(DependenciesSeen { versions, manager })
     }
+}
+
+/// Fault of an rpm that did not say whether `packages` are installed.
+fn no_answer(rpm: &str, packages: &[String], end: &QueryEnd) -> Fault {
+    let names = packages.join(" ");
+    if end.timed_out {
+        let text = format!(
+            "{rpm} did not say within {RPM_ANSWER:?} whether {names} is installed, and was killed: see which process holds \
+             the lock of its database, then call again"
+        );
+        return Fault::new(Code::PackageManagerTimeout, text);
+    }
+    let code = end.code.map_or("none".to_string(), |code| code.to_string());
+    let text = format!(
+        "{rpm} could not say whether {names} is installed (exit code {code}): {}; see `rpm -q {names}` and mend its \
+         database (`rpm --rebuilddb`), then call again",
+        qemu_io::last_words(&end.output)
+    );
+    Fault::new(Code::PackageManagerFailed, text)
 }
 
 fn no_program(volume: &HeartbeatVolume) -> Fault {

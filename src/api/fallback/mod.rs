@@ -31,7 +31,8 @@ use self::slots::{FallbackSlot, Places};
 use self::stream::{LegacyConnection, OpenError};
 use super::audit::{AuditedCall, AuditedChange, Subject, principal};
 use super::errors::{self, Problem};
-use super::{Shared, roles};
+use super::zstack::task;
+use super::{AgentPhase, Shared, roles};
 use crate::agent::pools::Pools;
 use crate::model::access::{Principal, Role};
 use crate::model::caller::Caller;
@@ -243,7 +244,7 @@ pub async fn noted(api: Shared, request: Request, change: AuditedChange) -> Resp
 }
 
 /// Forwards a request to the legacy agent. Answers 404 if there is none, or if the path is another spelling of one that
-/// is never forwarded.
+/// is never forwarded, and refuses it while this agent stops.
 pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
     let Some(fallback) = &api.fallback else {
         let (head, _) = request.into_parts();
@@ -253,6 +254,10 @@ pub async fn forward(State(api): State<Shared>, request: Request) -> Response {
         // A legacy agent that normalizes paths would run its own vhost part.
         let (head, _) = request.into_parts();
         return errors::no_such_route(head.method, head.uri).await.into_response();
+    }
+    if *api.native.phase.borrow() == AgentPhase::Draining {
+        // The agent would break off the answer at its end, and the legacy agent go on.
+        return task::refused_while_stopping(request.headers());
     }
     let _looks = head::changes_pools(request.uri().path()).then(|| Looks(api.native.pools.clone()));
     fallback.pass(request).await.unwrap_or_else(IntoResponse::into_response)

@@ -131,7 +131,7 @@ where
         Err(problem) => return problem.into_result(),
     };
     if *api.native.phase.borrow() == AgentPhase::Draining {
-        return stopping(&way);
+        return stopping(matches!(way, ReturnPath::Callback(..)));
     }
     let request = body::parse::<T>(&bytes).map_err(|problem| problem.fault);
     let limit = caller_timeout(&bytes, SystemTime::now());
@@ -163,15 +163,18 @@ where
 
 /// Answer to a call while the agent stops. A call with a callback gets the status and the words of the legacy agent, by
 /// which it fails at the controller at once.
-fn stopping(way: &ReturnPath) -> Response {
+fn stopping(has_callback: bool) -> Response {
     let text = "kvmagent is stopping: vhost-agent answers in its place, and takes no calls until it is back";
     let problem = Problem::new(Code::Stopping, text);
-    match way {
-        ReturnPath::Now => problem.into_result(),
-        ReturnPath::Callback(..) => {
-            (StatusCode::BAD_REQUEST, Json(result_body(&problem.fault))).into_response()
-        }
+    match has_callback {
+        false => problem.into_result(),
+        true => (StatusCode::BAD_REQUEST, Json(result_body(&problem.fault))).into_response(),
     }
+}
+
+/// Answer to a call with `headers` that would be forwarded to the legacy agent, while this agent stops.
+pub fn refused_while_stopping(headers: &HeaderMap) -> Response {
+    stopping(headers.contains_key("taskuuid") && headers.contains_key("callbackurl"))
 }
 
 /// Subject of a call. A call that names no target concerns the one with the control socket in its body, else the
