@@ -15,9 +15,9 @@ use crate::model::fault::Fault;
 /// Most runs that wait for a place.
 const MOST_WAITING: usize = 64;
 
-/// Stage of a run.
+/// Stage of a run, as its callers see it.
 #[derive(Debug, Clone)]
-enum Stage<T> {
+enum RunStage<T> {
     /// Waits for a place; its task ends that.
     Waits,
     /// Goes on; callers wait for its outcome until then.
@@ -27,7 +27,7 @@ enum Stage<T> {
     Refused,
 }
 
-type Runs<K, T> = Arc<Mutex<BTreeMap<K, watch::Receiver<Stage<T>>>>>;
+type Runs<K, T> = Arc<Mutex<BTreeMap<K, watch::Receiver<RunStage<T>>>>>;
 
 /// Runs by the request that they are for.
 #[derive(Debug)]
@@ -73,10 +73,10 @@ where
         let mut run = self.run(request, within, work)?;
         loop {
             let deadline = match &*run.borrow_and_update() {
-                Stage::Waits => None,
-                Stage::Goes(deadline) => Some(*deadline),
-                Stage::Ended(outcome) => return Ok(outcome.clone()),
-                Stage::Refused => return Err(NoOutcome::Full),
+                RunStage::Waits => None,
+                RunStage::Goes(deadline) => Some(*deadline),
+                RunStage::Ended(outcome) => return Ok(outcome.clone()),
+                RunStage::Refused => return Err(NoOutcome::Full),
             };
             let changed = match deadline {
                 Some(deadline) => timeout_at(deadline, run.changed()).await,
@@ -97,7 +97,7 @@ where
         request: K,
         within: Duration,
         work: impl Future<Output = Result<T, Fault>> + Send + 'static,
-    ) -> Result<watch::Receiver<Stage<T>>, NoOutcome> {
+    ) -> Result<watch::Receiver<RunStage<T>>, NoOutcome> {
         let mut runs = lock(&self.runs);
         if let Some(run) = runs.get(&request) {
             return Ok(run.clone());
@@ -105,17 +105,17 @@ where
         if runs.len() >= self.most + MOST_WAITING {
             return Err(NoOutcome::Full);
         }
-        let (sender, run) = watch::channel(Stage::Waits);
+        let (sender, run) = watch::channel(RunStage::Waits);
         runs.insert(request.clone(), run.clone());
         let (all, places, patience) = (self.runs.clone(), self.places.clone(), self.patience);
         tokio::spawn(async move {
             let end = match timeout(patience, places.acquire_owned()).await {
                 Ok(Ok(_place)) => {
-                    sender.send_replace(Stage::Goes(Instant::now() + within));
+                    sender.send_replace(RunStage::Goes(Instant::now() + within));
                     // In a task of its own, so that a panic frees the place too.
-                    tokio::spawn(work).await.ok().map(Stage::Ended)
+                    tokio::spawn(work).await.ok().map(RunStage::Ended)
                 }
-                Ok(Err(_)) | Err(_) => Some(Stage::Refused),
+                Ok(Err(_)) | Err(_) => Some(RunStage::Refused),
             };
             lock(&all).remove(&request);
             if let Some(end) = end {
@@ -126,7 +126,7 @@ where
     }
 }
 
-fn lock<K, T>(runs: &Runs<K, T>) -> MutexGuard<'_, BTreeMap<K, watch::Receiver<Stage<T>>>> {
+fn lock<K, T>(runs: &Runs<K, T>) -> MutexGuard<'_, BTreeMap<K, watch::Receiver<RunStage<T>>>> {
     runs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
