@@ -8,7 +8,7 @@ use bollard::models::{
 use crate::model::container::{ContainerSpec, Isolation, Restarts};
 
 /// Security options of every target.
-const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges:true", "label=disable"];
+const SECURITY_OPTIONS: [&str; 2] = ["no-new-privileges", "label=disable"];
 /// Log rotation of a target's output: maximum size and number of files.
 const LOG_SIZE: &str = "10m";
 const LOG_FILES: &str = "3";
