@@ -250,10 +250,15 @@ fn started(unit: &str, result: String) -> Result<(), SystemdError> {
 fn job_advice(result: &str) -> &'static str {
     match result {
         "failed" => {
-            "its process failed, or was started too often (then `systemctl reset-failed` lets it start again): "
+            "its process failed, was not up within its start timeout (TimeoutStartSec=), or was started too often \
+             (then `systemctl reset-failed` lets it start again): "
         }
         "dependency" => "a unit that it needs failed, which `systemctl --failed` names: ",
-        "timeout" => "it was not up within its start timeout: ",
+        // The service's own start timeout ends the job as `failed`.
+        "timeout" => {
+            "it waited longer for other units than a job may (JobTimeoutSec=), `systemctl list-jobs` names what still \
+             waits: "
+        }
         "canceled" | "collected" => "another job took its place, call again: ",
         _ => "",
     }
@@ -326,8 +331,9 @@ mod tests {
     fn failed_job_says_what_its_result_means() {
         for (result, words) in [
             ("failed", "reset-failed"),
+            ("failed", "start timeout"),
             ("dependency", "systemctl --failed"),
-            ("timeout", "start timeout"),
+            ("timeout", "JobTimeoutSec=), `systemctl list-jobs`"),
             ("canceled", "call again"),
             ("of-tomorrow", "'of-tomorrow': see `journalctl -b -u docker.service`"),
         ] {
