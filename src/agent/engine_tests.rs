@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 
+use super::super::observe::engine::Needed;
 use super::*;
 use crate::docker::fake::{FakeEngine, Mood};
 use crate::host::spawn_fake::{FakeSpawner, put_daemon, put_executable, put_living_daemon};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json};
 use crate::model::engine::{ApiVersion, DaemonJson, PackageManager, PackageSets};
+use crate::model::identity::HostIdentity;
+use crate::store::{Durability, make_folder, replace_file};
 
 struct Node {
     engine: FakeEngine,
@@ -274,6 +278,44 @@ async fn what_is_kept_of_the_files_is_given_up_when_one_changes_or_the_process_e
     process.kill().unwrap();
     process.wait().unwrap();
     assert!(!observer.keeps_files());
+}
+
+#[tokio::test]
+async fn addresses_that_the_node_needs_are_those_of_the_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root::new(folder.path());
+    let mut process = put_living_daemon(&root);
+    let conf = root.path("/etc/zbs/client.conf");
+    make_folder(&conf).unwrap();
+    let identity = watch::Sender::new(HostIdentity::default());
+    let needed = Needed {
+        of_settings: vec![("a registry".to_string(), "10.0.0.3".parse().unwrap())],
+        identity: identity.subscribe(),
+        client_conf: "/etc/zbs/client.conf".parse().unwrap(),
+    };
+    let (engine, systemd) = (FakeEngine::new(Mood::Answers), Arc::new(Systemd::new()));
+    let observer = EngineObserver::new(&root, policy(), Arc::new(engine), systemd);
+    let observer = observer.with_needed(needed);
+    let needed = async || {
+        let needed = observer.look().await.unwrap().network.needed.into_iter();
+        needed.map(|(what, address)| format!("{address}, {what}")).collect::<Vec<_>>()
+    };
+    assert_eq!(needed().await, ["10.0.0.3, a registry"]);
+    assert!(observer.keeps_files());
+    identity.send_modify(|it| it.send_command_url = "http://10.0.0.1:8080/zstack".to_string());
+    let text = b"mds.listen.addr=10.0.0.4:6666,[fd00::5]:6666\n";
+    replace_file(&conf, text, 0o644, None, Durability::Boot).unwrap();
+    let expected = [
+        "10.0.0.1, the controller",
+        "10.0.0.3, a registry",
+        "10.0.0.4, the storage (target.client_conf)",
+        "fd00::5, the storage (target.client_conf)",
+    ];
+    for _ in 0..2 {
+        assert_eq!(needed().await, expected);
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

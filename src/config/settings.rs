@@ -166,18 +166,14 @@ impl Settings {
     }
 
     /// Addresses that the node has to reach by the settings, each with its use. Names are left out: asking for their
-    /// addresses could wait. `controller` is the address that the controller gave when it connected, or empty.
-    pub fn needed_addresses(&self, controller: &str) -> Vec<(String, IpAddr)> {
-        let of_url = |url: &str| {
-            let url: HttpUrl = url.parse().ok()?;
-            url.url().host_str()?.trim_matches(['[', ']']).parse::<IpAddr>().ok()
-        };
+    /// addresses could wait.
+    pub fn needed_addresses(&self) -> Vec<(String, IpAddr)> {
+        let of_url = |url: &str| url.parse::<HttpUrl>().ok()?.address();
         let of_registry = |name: &str| {
             let with_port = || Some(name.parse::<SocketAddr>().ok()?.ip());
             name.parse().ok().or_else(with_port)
         };
         let urls = [
-            ("the controller", controller),
             ("the controller (report.url)", &self.report.url),
             ("the server of target.image_url", &self.target.image_url),
         ];

@@ -132,12 +132,12 @@ pub async fn serve(mut settings: Settings, root: PathBuf) -> Result<()> {
     lock.sign(Some(&format!("{scheme}://{}", reachable(address))));
 
     let watchdog = watchdog();
-    let core = Core::start(&settings, &root, store, &watchdog)?;
+    let identities = Arc::new(Identities::open(store.clone())?);
+    let core = Core::start(&settings, &root, store, identities.watch(), &watchdog)?;
     core.watch_targets(&settings);
     core.warn_of_unlisted(&settings);
     core.log_closed_folders();
     let (phase, watch_phase) = watch::channel(AgentPhase::Starting);
-    let identities = Arc::new(Identities::open(core.store.clone())?);
     let reaches = Reaches::new(settings.outgoing.to.clone(), identities.clone());
     let outbox = start_outbox(&settings, core.store.clone(), reaches.clone(), &watchdog)?;
     let reports = core.report(&identities, &watchdog)?;
@@ -231,7 +231,8 @@ impl InProcess {
     /// # Errors
     /// When the kernel's counters or the state cannot be read.
     pub fn start(settings: &Settings, root: &Path, store: Store) -> Result<InProcess> {
-        let core = Core::start(settings, root, store, &Watchdog::default())?;
+        let identity = Identities::open(store.clone())?.watch();
+        let core = Core::start(settings, root, store, identity, &Watchdog::default())?;
         tokio::spawn(core.events.clone().follow_work(core.progress.clone()));
         let (_phase, phase) = watch::channel(AgentPhase::Serving);
         let router = api::v1::router(known_to_native_routes(settings, &core, None, phase));

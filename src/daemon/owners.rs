@@ -20,7 +20,7 @@ use crate::agent::engine::EngineHandle;
 use crate::agent::events::Events;
 use crate::agent::memory::MemoryWork;
 use crate::agent::node::Node;
-use crate::agent::observe::engine::EngineObserver;
+use crate::agent::observe::engine::{EngineObserver, Needed};
 use crate::agent::observe::figures::Figures;
 use crate::agent::observe::guests::GuestObserver;
 use crate::agent::observe::memory::MemoryObserver;
@@ -55,7 +55,7 @@ use crate::model::policy::EnginePolicy;
 use crate::model::target::TargetKind;
 use crate::model::units::PageSize;
 use crate::spdk::Sockets;
-use crate::store::{Durability, Store};
+use crate::store::Store;
 use crate::targets::desired::DesiredTargets;
 use crate::targets::observer::{EngineNews, Observers, Probe};
 use crate::targets::{Exits, Parts, Statuses, Targets};
@@ -100,6 +100,7 @@ impl Core {
         settings: &Settings,
         root: &Path,
         store: Store,
+        identity: watch::Receiver<HostIdentity>,
         watchdog: &Watchdog,
     ) -> Result<Core> {
         let root = Root::new(root);
@@ -139,10 +140,11 @@ impl Core {
         let host_wide = HostWide::new(processes.clone(), first);
         let spawner = host_wide.clone();
         let observer = EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone());
-        let identity: Option<HostIdentity> =
-            store.read(HostIdentity::FILE, Durability::Disk).ok().flatten();
-        let controller = identity.unwrap_or_default().send_command_url;
-        let observer = Arc::new(observer.with_needed(settings.needed_addresses(&controller)));
+        let observer = Arc::new(observer.with_needed(Needed {
+            of_settings: settings.needed_addresses(),
+            identity,
+            client_conf: settings.target.client_conf.clone(),
+        }));
         let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
         let engine = EngineHandle::start(
             observer.clone(),

@@ -7,6 +7,7 @@
 
 #![allow(clippy::disallowed_methods)] // this is one of the rooms that touch files
 
+pub mod client_conf;
 pub mod cpu_flags;
 pub mod cpu_users;
 pub mod cpus;

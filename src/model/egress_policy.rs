@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use url::Host;
 
 use super::caller::Caller;
 use super::network::Network;
@@ -168,11 +167,8 @@ impl Reach {
     /// # Errors
     /// As [`Reach::authorize`].
     pub fn authorize_literal(&self, url: &str) -> Result<(), RefusedAddress> {
-        match url.parse::<HttpUrl>().ok().as_ref().and_then(|url| url.url().host()) {
-            Some(Host::Ipv4(address)) => self.authorize(address.into()),
-            Some(Host::Ipv6(address)) => self.authorize(address.into()),
-            Some(Host::Domain(_)) | None => Ok(()),
-        }
+        let address = url.parse::<HttpUrl>().ok().and_then(|url| url.address());
+        address.map_or(Ok(()), |address| self.authorize(address))
     }
 }
 

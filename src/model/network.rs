@@ -20,7 +20,7 @@ pub struct NodeRoute {
 pub struct NodeNetwork {
     pub routes: Vec<NodeRoute>,
     pub name_servers: Vec<IpAddr>,
-    /// Addresses in the settings that the node has to reach, each with its use.
+    /// Other addresses that the node has to reach, each with its use.
     pub needed: Vec<(String, IpAddr)>,
 }
 

@@ -1,9 +1,10 @@
 //! HTTP URLs: validation, and display without secrets.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
-use url::Url;
+use url::{Host, Url};
 
 /// URL that begins with `http://` or `https://` and names a host. `Display` leaves out the parts that can be secret.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +35,15 @@ impl HttpUrl {
     /// Parsed URL, secrets included.
     pub fn url(&self) -> &Url {
         &self.0
+    }
+
+    /// Address that the URL names as its host; `None` if that is a name.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self.0.host()? {
+            Host::Ipv4(address) => Some(address.into()),
+            Host::Ipv6(address) => Some(address.into()),
+            Host::Domain(_) => None,
+        }
     }
 
     /// Parses a URL. A URL with a user name or password is refused, because the agent would not send them.

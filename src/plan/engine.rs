@@ -6,7 +6,7 @@
 //! next restart is not slipped in behind the operator's back.
 
 use super::daemon_json::{merged, running_findings};
-use super::engine_network::overlap;
+use super::engine_network::overlaps;
 use crate::model::code::Code;
 use crate::model::engine::{
     CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init, NOT_DOCKER,
@@ -55,7 +55,7 @@ fn plan_running(
         ));
     }
     let mut findings = running_findings(seen, policy)?;
-    findings.extend(overlap(seen));
+    findings.extend(overlaps(seen));
     let mut plan = EnginePlan { findings, ..EnginePlan::default() };
     plan.add_enable(seen);
     Ok(plan)
@@ -75,7 +75,7 @@ fn plan_stopped(seen: &EngineSeen, policy: &EnginePolicy) -> Result<EnginePlan, 
     }
     if seen.process.is_none() {
         plan.add_configuration(seen, policy)?;
-        plan.findings.extend(overlap(seen));
+        plan.findings.extend(overlaps(seen));
         plan.add_install(seen, policy)?;
         plan.add_enable(seen);
         plan.add_start(seen, policy)?;

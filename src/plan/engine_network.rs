@@ -1,4 +1,4 @@
-//! Finding on networks of the engine that hide an address which the node needs (field note 26, moby#36153).
+//! Findings on networks of the engine that hide an address which the node needs (field note 26, moby#36153).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -18,14 +18,15 @@ const OTHER_BRIDGES: &str = "br-";
 /// Second bytes of the engine's default networks, 172.17.0.0/16 to 172.31.0.0/16, in the order in which it tries them.
 const DEFAULTS: std::ops::RangeInclusive<u8> = 17..=31;
 
-/// Finding on the first network of the engine, of now or of its next start, that hides an address the node needs.
-pub(super) fn overlap(seen: &EngineSeen) -> Option<Finding> {
+/// Findings on the networks of the engine, of now or of its next start, that hide addresses the node needs: one for each
+/// such network, which names the first address.
+pub(super) fn overlaps(seen: &EngineSeen) -> Vec<Finding> {
     let networks = match (&seen.process, &seen.api) {
         (None, EngineApi::Absent) => of_next_start(seen).into_iter().collect(),
         _ => of_running(&seen.network.routes),
     };
     let needed = needed(seen);
-    networks.iter().find_map(|network| {
+    let overlap = |network: &Network| {
         let has_own_route = |address: IpAddr| {
             let leads_there = |route: &NodeRoute| {
                 !is_bridge(&route.interface)
@@ -50,7 +51,8 @@ pub(super) fn overlap(seen: &EngineSeen) -> Option<Finding> {
                 seen.config_file
             ),
         ))
-    })
+    };
+    networks.iter().filter_map(overlap).collect()
 }
 
 /// Networks of a running engine, by the routes to its bridges.
@@ -161,6 +163,22 @@ mod tests {
             assert_eq!(text.is_some(), word.is_some(), "{text:?} / {word:?}");
             assert!(word.is_none_or(|word| text.as_deref().unwrap().contains(word)), "{text:?}");
         }
+    }
+
+    #[test]
+    fn every_network_that_hides_something_is_named_once() {
+        let up = route("eth0", "0.0.0.0/0", Some("10.0.0.1"));
+        let bridges = [("docker0", "172.17.0.0/16"), ("br-0123456789ab", "172.18.0.0/16")];
+        let bridges = bridges.map(|(name, to)| route(name, to, None));
+        let mut network = network([vec![up], bridges.to_vec()].concat(), &[], "172.17.9.9");
+        let storage = ["172.17.0.5", "172.18.0.5", "172.18.0.6"];
+        let storage = storage.map(|it| ("the storage".to_string(), it.parse().unwrap()));
+        network.needed.extend(storage);
+        let seen = EngineSeen { network, ..running(says(r#"{"iptables":false}"#), &[]) };
+        let texts = overlaps(&seen).into_iter().map(|finding| finding.text).collect::<Vec<_>>();
+        let [first, second] = texts.as_slice() else { panic!("{texts:?}") };
+        assert!(first.contains("172.17.0.0/16 hides 172.17.9.9, the controller:"), "{first}");
+        assert!(second.contains("172.18.0.0/16 hides 172.18.0.5, the storage:"), "{second}");
     }
 
     #[test]

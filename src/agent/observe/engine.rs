@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::blocking;
@@ -16,15 +17,18 @@ use crate::host::engine_process::{
 use crate::host::engine_socket::link_target;
 use crate::host::systemd::{Systemd, SystemdError};
 use crate::host::unchanged::Unchanged;
-use crate::host::{Root, daemon_json, dpkg, facts, packages, process, routes};
+use crate::host::{Root, client_conf, daemon_json, dpkg, facts, packages, process, routes};
 use crate::model::engine::{
     CommandLine, DaemonJson, EngineApi, EngineProcess, EngineSeen, EngineVersion, Init,
     PackageManager, UnitState,
 };
 use crate::model::engine_options::EngineOptions;
 use crate::model::fault::{Fault, chain};
+use crate::model::identity::HostIdentity;
 use crate::model::network::NodeNetwork;
+use crate::model::path::CleanPath;
 use crate::model::policy::EnginePolicy;
+use crate::model::url::HttpUrl;
 
 /// [`Engine`] under a name that the engine's owner may use, as it does not use `docker` itself.
 pub trait QueryEngine: Engine {}
@@ -42,11 +46,31 @@ pub struct EngineObserver<E> {
     engine: Arc<E>,
     systemd: Arc<Systemd>,
     init: Init,
-    /// Addresses that the node has to reach, each with its use.
-    needed: Vec<(String, IpAddr)>,
+    needed: Option<Needed>,
     last_answer: Mutex<Option<LastAnswer>>,
     /// Facts read from the files of a running engine, valid while the files are unchanged.
     read: Mutex<Option<(EngineSeen, Unchanged)>>,
+}
+
+/// Sources of the addresses that no network of the engine may hide.
+#[derive(Debug)]
+pub struct Needed {
+    /// Addresses in the settings, each with its use.
+    pub of_settings: Vec<(String, IpAddr)>,
+    /// Identity of this host, with the controller's address.
+    pub identity: watch::Receiver<HostIdentity>,
+    /// Configuration file of the storage's client, with the storage's addresses.
+    pub client_conf: CleanPath,
+}
+
+impl Needed {
+    /// Addresses that are known without reading a file.
+    fn known(&self) -> impl Iterator<Item = (String, IpAddr)> {
+        let url = self.identity.borrow().send_command_url.parse::<HttpUrl>();
+        let controller = url.ok().and_then(|url| url.address());
+        let controller = controller.map(|address| ("the controller".to_string(), address));
+        controller.into_iter().chain(self.of_settings.iter().cloned())
+    }
 }
 
 /// Last answer of an engine process.
@@ -75,15 +99,15 @@ impl<E: QueryEngine> EngineObserver<E> {
             engine,
             systemd,
             init,
-            needed: Vec::new(),
+            needed: None,
             last_answer: known,
             read,
         }
     }
 
-    /// Names addresses that no network of the engine may hide, each with its use.
-    pub fn with_needed(self, needed: Vec<(String, IpAddr)>) -> EngineObserver<E> {
-        EngineObserver { needed, ..self }
+    /// Names sources of addresses that no network of the engine may hide.
+    pub fn with_needed(self, needed: Needed) -> EngineObserver<E> {
+        EngineObserver { needed: Some(needed), ..self }
     }
 
     /// Observes the whole input of the engine planner. A hung engine costs the ping timeout and is reported
@@ -101,7 +125,7 @@ impl<E: QueryEngine> EngineObserver<E> {
         };
         let (unit, api) = tokio::join!(unit, self.ask(seen.process.as_ref()));
         seen.api = api;
-        seen.network.needed.clone_from(&self.needed);
+        seen.network.needed.splice(0..0, self.needed.iter().flat_map(Needed::known));
         match unit.transpose() {
             Ok(unit) => seen.unit = unit,
             Err(e) => seen.unit_error = Some(chain(&e)),
@@ -189,10 +213,11 @@ impl<E: QueryEngine> EngineObserver<E> {
             return Ok(seen);
         }
         let (root, policy, init) = (self.root.clone(), self.policy.clone(), self.init.clone());
+        let conf = self.needed.as_ref().map(|needed| needed.client_conf.clone());
         let old = lock(&self.read).take();
         let look = move || {
             drop(old);
-            read(&root, &policy, init)
+            read(&root, &policy, conf.as_ref().map(CleanPath::as_str), init)
         };
         let (seen, unchanged) = blocking(look).await?;
         let read = unchanged.map(|unchanged| (seen.clone(), unchanged));
@@ -254,12 +279,18 @@ fn lock<T>(kept: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Reads files and procfs. Watches them only if an engine runs: those of a stopped engine are about to change.
-fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<Unchanged>) {
+fn read(
+    root: &Root,
+    policy: &EnginePolicy,
+    client_conf: Option<&str>,
+    init: Init,
+) -> (EngineSeen, Option<Unchanged>) {
     let line = |process: Option<&EngineProcess>| {
         CommandLine::Known(process.map(|process| process.args.clone()).unwrap_or_default())
     };
     let unchanged = engine_process(root, policy).and_then(|process| {
-        let paths = paths(policy, config_path(&line(Some(&process)), policy));
+        let mut paths = paths(policy, config_path(&line(Some(&process)), policy));
+        paths.extend(client_conf.map(str::to_string));
         Unchanged::since_now(root, &paths, Some(process.pid))
     });
     let process = engine_process(root, policy);
@@ -287,10 +318,16 @@ fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<U
         network: NodeNetwork {
             routes: routes::routes(root),
             name_servers: routes::name_servers(root),
-            needed: Vec::new(),
+            needed: client_conf.map_or(Vec::new(), |path| of_storage(root, path)),
         },
     };
     (seen, unchanged)
+}
+
+/// Addresses of the storage in the configuration file of its client.
+fn of_storage(root: &Root, path: &str) -> Vec<(String, IpAddr)> {
+    let addresses = client_conf::addresses(root, path).into_iter();
+    addresses.map(|address| ("the storage (target.client_conf)".to_string(), address)).collect()
 }
 
 /// Paths to watch: possible executables of the engine and of package managers, the pid file and the engine's
