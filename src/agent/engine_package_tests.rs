@@ -13,6 +13,27 @@ async fn package_lists_that_were_never_fetched_are_fetched_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn engine_with_containers_of_an_earlier_one_keeps_its_bridge() {
+    for (file, containers, is_new) in [
+        ("{}", None, true),
+        ("{}", Some("/var/lib/docker/containers"), false),
+        (r#"{"data-root": "/data"}"#, Some("/data/containers"), false),
+        (r#"{"graph": "/data"}"#, Some("/data/containers"), false),
+        (r#"{"data-root": "/data"}"#, Some("/var/lib/docker/containers"), true),
+    ] {
+        let node = node(Mood::Answers);
+        let root = Root::new(node.folder.path());
+        daemon_json::replace(&root, "/etc/docker/daemon.json", file, &DaemonJson::Absent).unwrap();
+        if let Some(path) = containers {
+            make_folder(&root.path(path).join("0123")).unwrap();
+        }
+        assert_eq!(node.prepare().await.errors, []);
+        let seen = node.spawner.machine(|machine| machine.daemon_json.clone()).unwrap();
+        assert_eq!(seen.contains(r#""bridge": "none""#), is_new, "{file} {containers:?}: {seen}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn packages_that_nobody_has_are_all_named_after_one_look_for_newer_lists() {
     let node = node(Mood::Answers);
     node.spawner.machine(|machine| machine.archive.clear());

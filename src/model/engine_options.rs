@@ -84,6 +84,7 @@ impl<'a> EngineOptions<'a> {
 fn short(name: &str) -> Option<char> {
     match name {
         "bridge" => Some('b'),
+        "graph" => Some('g'),
         "host" => Some('H'),
         "pidfile" => Some('p'),
         _ => None,
@@ -193,9 +194,12 @@ mod tests {
             (Some("/a"), Some(false))
         );
         assert!(!options.has("bip") && options.has("icc"));
-        let flags = args("dockerd --exec-opt native.cgroupdriver=cgroupfs --bip 10.0.0.1/24 --icc");
+        let words =
+            "dockerd --exec-opt native.cgroupdriver=cgroupfs --bip 10.0.0.1/24 --icc -g /data";
+        let flags = args(words);
         let options = EngineOptions::new(&flags, &DaemonJson::Absent);
         assert_eq!(options.exec_option("native.cgroupdriver"), Some("cgroupfs"));
         assert!(options.has("bip") && options.boolean("icc") == Some(true));
+        assert_eq!(options.text("graph"), Some("/data"), "the name of data-root before 17.05");
     }
 }

@@ -35,8 +35,11 @@ pub trait QueryEngine: Engine {}
 
 impl<E: Engine> QueryEngine for E {}
 
-/// Folder of the engine's images and containers, if no other is configured.
-const IMAGES: &str = "/var/lib/docker/image";
+/// Data root of the engine, if no other is configured.
+const DATA_ROOT: &str = "/var/lib/docker";
+/// Folder that every engine makes in its data root (daemon/daemon.go of moby). `image` is missing with containerd's image
+/// store.
+const CONTAINERS: &str = "containers";
 
 /// Observer of the engine of one machine.
 #[derive(Debug)]
@@ -180,14 +183,15 @@ impl<E: QueryEngine> EngineObserver<E> {
                 line.drop_own_host();
             }
             let of_unit = of_unit.filter(|program| root.path(program).is_file());
-            (line, file, text, of_unit, root.path(IMAGES).exists())
+            let has_run = has_run(&root, &EngineOptions::new(line.args(), &text));
+            (line, file, text, of_unit, has_run)
         };
-        let (line, file, text, of_unit, has_images) = blocking(look).await?;
+        let (line, file, text, of_unit, has_run) = blocking(look).await?;
         (seen.command_line, seen.config_file, seen.daemon_json) = (line, file, text);
         seen.installed = seen.installed.take().or(of_unit);
         seen.executable.clone_from(&seen.installed);
         let has_unit = seen.unit.as_ref().is_some_and(|unit| unit.load != "not-found");
-        seen.is_new = seen.installed.is_none() && !has_unit && !has_images;
+        seen.is_new = seen.installed.is_none() && !has_unit && !has_run;
         Ok(())
     }
 
@@ -322,6 +326,12 @@ fn read(
         },
     };
     (seen, unchanged)
+}
+
+/// `true` if an engine has run here with the data root that `options` choose.
+fn has_run(root: &Root, options: &EngineOptions<'_>) -> bool {
+    let data_root = options.text("data-root").or(options.text("graph")).unwrap_or(DATA_ROOT);
+    root.path(data_root).join(CONTAINERS).exists()
 }
 
 /// Addresses of the storage in the configuration file of its client.
