@@ -11,7 +11,9 @@ use crate::docker::fake::{FakeEngine, Mood};
 use crate::host::spawn_fake::{FakeSpawner, put_daemon, put_executable, put_living_daemon};
 use crate::host::systemd::Systemd;
 use crate::host::{Root, daemon_json};
-use crate::model::engine::{ApiVersion, DaemonJson, PackageManager, PackageSets};
+use crate::model::engine::{
+    ApiVersion, DaemonJson, EngineProcess, PackageManager, PackageSets, UnitState,
+};
 use crate::model::identity::HostIdentity;
 use crate::store::{Durability, make_folder, replace_file};
 
@@ -220,6 +222,30 @@ async fn an_engine_that_is_too_old_is_reported_with_a_remedy() {
     let step = Step::AwaitEngine { socket, min_api: ApiVersion(9, 0), within };
     let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
     says(&fault, Code::EngineTooOld, &["9.0", "/run/docker.sock", "engine.min_api"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn log_of_an_engine_that_does_not_answer_is_that_of_its_own_unit() {
+    let unit = |name: &str| Some(UnitState { name: name.to_string(), ..UnitState::default() });
+    let process = |unit: &str| EngineProcess {
+        pid: 7,
+        started_at: 0,
+        args: Vec::new(),
+        unit: Some(unit.to_string()),
+    };
+    for (process, unit, named) in [
+        (None, None, "docker.service"),
+        (None, unit("snap.docker.dockerd.service"), "snap.docker.dockerd.service"),
+        (Some(process("other.service")), unit("docker.service"), "other.service"),
+    ] {
+        let (mut applier, seen, _folder) = applier(&FakeEngine::new(Mood::Hangs));
+        let seen = EngineSeen { process, unit, ..seen };
+        let socket = "/run/docker.sock".to_string();
+        let within = Duration::from_secs(60);
+        let step = Step::AwaitEngine { socket, min_api: ApiVersion(1, 41), within };
+        let fault = applier.apply(&step, &seen, drop).await.unwrap_err();
+        assert!(fault.text.ends_with(&format!("journalctl -u {named}")), "{fault}");
+    }
 }
 
 #[tokio::test]

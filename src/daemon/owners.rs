@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -41,7 +42,7 @@ use crate::controller::identity::Identities;
 use crate::controller::report::Tally;
 use crate::docker::client::{Consent, Contact, DockerClient, Refusal};
 use crate::health::deep::DeepProbe;
-use crate::host::engine_socket::{connecting_starts_nothing, podman_socket};
+use crate::host::engine_socket::{listening_unit, podman_socket};
 use crate::host::mounts::hugetlb_mounts;
 use crate::host::socket_place::in_folder;
 use crate::host::spawn::{HostWide, Processes};
@@ -300,27 +301,27 @@ impl Core {
 
 /// Consent to contact the engine. With `systemd` as PID 1 the engine must listen itself, and a new connection is not
 /// made to an engine that is being stopped. systemd says so before it sends the signal, and so before the engine stops
-/// to accept. Podman, which systemd starts upon a connection, is not contacted.
+/// to accept. Its unit is the one that it runs in, which need not be that of the settings. Podman, which systemd starts upon a connection, is not contacted.
 fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) -> Consent {
     let Some(systemd) = systemd else { return Arc::new(|_| Box::pin(ready(Ok(())))) };
     let (root, policy) = (root.clone(), policy.clone());
     // One look at a time, also where one hangs: they take one thread.
     let looks = Arc::new(Semaphore::new(1));
+    let last = Arc::new(AtomicU32::default());
     Arc::new(move |contact| {
         let (root, policy, systemd) = (root.clone(), policy.clone(), systemd.clone());
-        let turn = looks.clone().acquire_owned();
+        let (turn, last) = (looks.clone().acquire_owned(), last.clone());
         Box::pin(async move {
-            let (turn, unit) = (turn.await, policy.unit.clone());
+            let turn = turn.await;
             let look = move || {
-                let allowed = match podman_socket(&root, &policy.socket) {
+                let unit = match podman_socket(&root, &policy.socket) {
                     Some(path) => Err(Refusal::NotDocker(format!("podman ({path})"))),
-                    None if connecting_starts_nothing(&root, &policy) => Ok(()),
-                    None => Err(Refusal::StartsEngine),
+                    None => listening_unit(&root, &policy, &last).ok_or(Refusal::StartsEngine),
                 };
                 drop(turn);
-                allowed
+                unit
             };
-            spawn_blocking(look).await.unwrap_or(Err(Refusal::StartsEngine))?;
+            let unit = spawn_blocking(look).await.unwrap_or(Err(Refusal::StartsEngine))?;
             if contact == Contact::Request {
                 return Ok(());
             }

@@ -33,8 +33,8 @@ pub fn engine_process(root: &Root, policy: &EnginePolicy) -> Option<EngineProces
         return Some(process);
     }
     let is_own = |pid: &str| {
-        let unit = pid.parse().ok().and_then(|pid| unit_of(root, pid));
-        let is_in_unit = unit.is_some_and(|unit| unit == policy.unit || unit == SNAP_UNIT);
+        let is_in_unit =
+            unit_of(root, pid).is_some_and(|unit| unit == policy.unit || unit == SNAP_UNIT);
         is_of_root(root, pid) && (is_in_unit || listens(root, pid, policy))
     };
     let all: Vec<String> = engines(root, policy).filter(|pid| is_own(pid)).collect();
@@ -46,6 +46,7 @@ pub fn engine_process(root: &Root, policy: &EnginePolicy) -> Option<EngineProces
 
 /// Facts of the process `pid`; `None` if it is not alive or has another name than the engine.
 fn seen(root: &Root, pid: &str, policy: &EnginePolicy) -> Option<EngineProcess> {
+    let unit = unit_of(root, pid);
     let pid: u32 = pid.parse().ok()?;
     let folder = root.path(format!("/proc/{pid}"));
     let (comm, started) = process::name_and_start(root, pid)?;
@@ -70,7 +71,7 @@ fn seen(root: &Root, pid: &str, policy: &EnginePolicy) -> Option<EngineProcess> 
             footprint::boot_time(root).ok()?.as_secs() + started / ticks
         }
     };
-    Some(EngineProcess { pid, started_at, args, unit: unit_of(root, pid) })
+    Some(EngineProcess { pid, started_at, args, unit })
 }
 
 /// `true` if the process belongs to the agent's own user, which is root.
@@ -80,7 +81,7 @@ fn is_of_root(root: &Root, pid: &str) -> bool {
 }
 
 /// systemd unit of the process `pid`, by the cgroup that systemd made for it (cgroups(7), `/proc/PID/cgroup`).
-fn unit_of(root: &Root, pid: u32) -> Option<String> {
+pub(super) fn unit_of(root: &Root, pid: &str) -> Option<String> {
     let groups = read_text(&root.path(format!("/proc/{pid}/cgroup"))).ok()?;
     groups.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;

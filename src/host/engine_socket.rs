@@ -3,7 +3,9 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::engine_process::unit_of;
 use super::facts::init;
 use super::files::{entries, read_table_text, read_text};
 use super::{HostError, Root};
@@ -11,24 +13,31 @@ use crate::model::engine::Init;
 use crate::model::engine_options::plain_run;
 use crate::model::policy::EnginePolicy;
 
-/// `true` if a connection to the engine's socket starts nothing. systemd may listen there in the engine's place and
-/// start the engine on a connection (systemd.socket(5)); then the engine must already listen too. An engine that is
-/// being stopped first closes the socket and then ends its containers: a connection in that time would start it again.
-pub fn connecting_starts_nothing(root: &Root, policy: &EnginePolicy) -> bool {
+/// Unit of the engine that listens at its socket, else that of the settings: a connection starts nothing as long as that
+/// unit is not being stopped. `None` if a connection may start the engine: systemd may listen there in the engine's place
+/// (systemd.socket(5)), and then the engine must already listen too. An engine that is being stopped first closes the
+/// socket and then ends its containers: a connection in that time would start it again.
+///
+/// `last` keeps the pid of the engine, so that the next look need not go through all processes.
+pub fn listening_unit(root: &Root, policy: &EnginePolicy, last: &AtomicU32) -> Option<String> {
+    let usual = || Some(policy.unit.clone());
     if init(root) != Init::Systemd {
-        return true;
+        return usual();
     }
     let listening = listening_at(root, &policy.socket).unwrap_or_default();
-    if listening.is_empty() {
-        // A socket that the kernel's table does not name by this path: only an engine that lives can be behind it.
-        return engines(root, policy).next().is_some();
-    }
-    let listens = |pid: &str| has_socket(root, pid, &listening);
-    let written = read_text(&root.path(&policy.pid_file)).unwrap_or_default();
+    // A socket that the kernel's table does not name by this path: only an engine that lives can be behind it.
+    let is_unnamed = listening.is_empty();
+    let listens = |pid: &str| is_unnamed || has_socket(root, pid, &listening);
     // An engine that was started by other means has another pid file.
-    is_engine(root, written.trim(), policy) && listens(written.trim())
-        || !listens("1")
-        || engines(root, policy).any(|pid| listens(&pid))
+    let written = read_text(&root.path(&policy.pid_file)).unwrap_or_default();
+    let known = [written.trim().to_string(), last.load(Ordering::Relaxed).to_string()];
+    let known = known.into_iter().find(|pid| is_engine(root, pid, policy) && listens(pid));
+    if known.is_none() && !is_unnamed && !listens("1") {
+        return usual();
+    }
+    let pid = known.or_else(|| engines(root, policy).find(|pid| listens(pid)))?;
+    last.store(pid.parse().unwrap_or_default(), Ordering::Relaxed);
+    unit_of(root, &pid).or_else(usual)
 }
 
 /// `true` if the process `pid` listens at the engine's socket.
@@ -129,7 +138,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         let policy = EnginePolicy { binary: "/usr/bin/dockerd".into(), ..EnginePolicy::default() };
-        let may = || connecting_starts_nothing(&root, &policy);
+        let last = AtomicU32::default();
+        let may = || listening_unit(&root, &policy, &last).is_some();
         let opens = |pid: u32, inode: u32| {
             let link = root.path(format!("/proc/{pid}/fd/3"));
             fs::create_dir_all(link.parent().unwrap()).unwrap();
@@ -152,7 +162,7 @@ mod tests {
         fs::write(root.path("/run/docker.sock"), "").unwrap();
         std::os::unix::fs::symlink("docker.sock", root.path("/run/link.sock")).unwrap();
         let linked = EnginePolicy { socket: "/run/link.sock".into(), ..policy.clone() };
-        assert!(!connecting_starts_nothing(&root, &linked), "through a link too");
+        assert_eq!(listening_unit(&root, &linked, &last), None, "through a link too");
         opens(7, 4712);
         fs::write(root.path("/proc/7/comm"), "dockerd\n").unwrap();
         assert!(!may(), "it is being stopped, and systemd listens");
@@ -162,5 +172,47 @@ mod tests {
         assert!(may(), "an engine lives, and the table does not name its socket");
         fs::remove_dir_all(root.path("/proc/7")).unwrap();
         assert!(!may(), "nobody listens");
+    }
+
+    #[test]
+    fn unit_of_the_listening_engine_is_named_and_its_pid_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let (policy, last) = (EnginePolicy::default(), AtomicU32::default());
+        let put = |path: &str, text: &str| {
+            let path = root.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let opens = |pid: u32| {
+            fs::create_dir_all(root.path(format!("/proc/{pid}/fd"))).unwrap();
+            let link = root.path(format!("/proc/{pid}/fd/3"));
+            std::os::unix::fs::symlink("socket:[4711]", link).unwrap();
+        };
+        let engine = |pid: u32, unit: &str| {
+            put(&format!("/proc/{pid}/comm"), "dockerd\n");
+            put(&format!("/proc/{pid}/cgroup"), &format!("0::/system.slice/{unit}\n"));
+            opens(pid);
+        };
+        fs::create_dir_all(root.path("/run/systemd/system")).unwrap();
+        let table = "Num\n0: 00000002 00000000 00010000 0001 01 4711 /run/docker.sock\n";
+        put("/proc/1/net/unix", table);
+        let unit = || listening_unit(&root, &policy, &last);
+        assert_eq!(unit().as_deref(), Some("docker.service"), "systemd does not listen");
+        opens(1);
+        engine(7, "snap.docker.dockerd.service");
+        assert_eq!(unit().as_deref(), Some("snap.docker.dockerd.service"));
+        engine(5, "other.service");
+        assert_eq!(
+            unit().as_deref(),
+            Some("snap.docker.dockerd.service"),
+            "found again by its pid"
+        );
+        fs::remove_dir_all(root.path("/proc/7")).unwrap();
+        assert_eq!(unit().as_deref(), Some("other.service"));
+        put("/proc/5/cgroup", "0::/user.slice/session-1.scope\n");
+        assert_eq!(unit().as_deref(), Some("docker.service"), "in no unit that is a service");
+        put("/proc/5/comm", "python3\n");
+        assert_eq!(unit(), None, "a pid is taken by another process");
     }
 }

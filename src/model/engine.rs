@@ -234,6 +234,14 @@ pub struct EngineSeen {
     pub network: NodeNetwork,
 }
 
+impl EngineSeen {
+    /// Name of the unit in which the daemon runs, else of the one that starts it; `None` if neither is known.
+    pub fn unit_name(&self) -> Option<&str> {
+        let of_process = self.process.as_ref().and_then(|process| process.unit.as_deref());
+        of_process.or(self.unit.as_ref().map(|unit| unit.name.as_str()))
+    }
+}
+
 #[cfg(test)]
 impl EngineSeen {
     /// A machine with nothing on it, whose PID 1 is not systemd.

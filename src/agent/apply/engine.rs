@@ -86,7 +86,9 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                 Ok(after.active)
             }
             Step::StartDaemon { binary, args } => self.start_daemon(binary, args).await,
-            Step::AwaitEngine { min_api, within, .. } => self.await_engine(*min_api, *within).await,
+            Step::AwaitEngine { min_api, within, .. } => {
+                self.await_engine(*min_api, *within, seen).await
+            }
             other => Err(Fault::new(
                 Code::Internal,
                 format!("the step {} is not the engine's; this is a bug, report it", other.name()),
@@ -163,6 +165,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
         &mut self,
         min_api: ApiVersion,
         within: Duration,
+        seen: &EngineSeen,
     ) -> Result<String, Fault> {
         let deadline = Instant::now() + within;
         let socket = self.root.path(&self.policy.socket);
@@ -181,7 +184,7 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
             (code, output) = ended => {
                 // The daemon also exits if another one was started first; an answer of that one will do.
                 let other = self.engine.version(self.policy.ping_timeout).await;
-                Some(other.map_err(|_| died(code, &output, &self.where_its_log_is(&daemon)))?)
+                Some(other.map_err(|_| died(code, &output, &self.where_its_log_is(&daemon, seen)))?)
             }
         };
         match answered {
@@ -202,16 +205,16 @@ impl<E: Engine, S: Spawns> EngineApplier<E, S> {
                     "the engine did not answer at {} within {within:?} (engine.ready_timeout){}: see its log, {}",
                     self.policy.socket,
                     refused.map_or(String::new(), |e| format!("; its last answer: {}", chain(&e))),
-                    self.where_its_log_is(&daemon)
+                    self.where_its_log_is(&daemon, seen)
                 ),
             )),
         }
     }
 
-    fn where_its_log_is(&self, daemon: &Option<Daemon>) -> String {
+    fn where_its_log_is(&self, daemon: &Option<Daemon>, seen: &EngineSeen) -> String {
         match daemon {
             Some(daemon) => daemon.log().display().to_string(),
-            None => format!("journalctl -u {}", self.policy.unit),
+            None => format!("journalctl -u {}", seen.unit_name().unwrap_or(&self.policy.unit)),
         }
     }
 }
