@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{HostError, Root};
+use crate::model::daemon_json::unmarked;
 use crate::model::engine::DaemonJson;
 use crate::store::{Durability, replace_file};
 
@@ -36,23 +37,21 @@ pub fn read(root: &Root, path: &str) -> DaemonJson {
         Err(e) => return DaemonJson::Unusable(format!("it cannot be read: {e}")),
     };
     let modified_at = u64::try_from(meta.mtime()).unwrap_or(0);
-    match serde_json::from_str(&text) {
+    match serde_json::from_str(unmarked(&text)) {
         // Engines from 23 on take it for an object without keys (moby#44770).
-        _ if text.trim().is_empty() => DaemonJson::Object { text, modified_at },
+        _ if unmarked(&text).trim().is_empty() => DaemonJson::Object { text, modified_at },
         Ok(Value::Object(_)) => DaemonJson::Object { text, modified_at },
         Ok(_) => DaemonJson::Unusable("it is not a JSON object".to_string()),
         Err(e) => DaemonJson::Unusable(format!("it is not JSON: {e}")),
     }
 }
 
-/// Text of the file without a byte order mark of UTF-8, which editors of other systems write and RFC 8259 allows to
-/// ignore.
+/// Text of the file, of which a byte order mark of UTF-8 is a part.
 fn decoded(bytes: Vec<u8>) -> Result<String, &'static str> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err("it is encoded in UTF-16: save it as UTF-8");
     }
-    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
-    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8")
 }
 
 /// Replaces the file atomically, keeping its mode and owner, and returns its new content. A symbolic link is
@@ -125,6 +124,7 @@ fn write(path: &Path, text: &str) -> Result<(), HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::daemon_json::with_keys;
 
     const PATH: &str = "/etc/docker/daemon.json";
 
@@ -159,9 +159,10 @@ mod tests {
     #[test]
     fn blank_file_and_byte_order_mark_are_read_as_the_engine_does() {
         for bytes in [b"".as_slice(), b" \n\t\n", b"\xef\xbb\xbf\n"] {
-            assert_eq!(text(&file(bytes)).trim(), "", "{bytes:?}");
+            assert_eq!(unmarked(text(&file(bytes))).trim(), "", "{bytes:?}");
         }
-        assert_eq!(text(&file(b"\xef\xbb\xbf{\"debug\": true}")), "{\"debug\": true}");
+        let marked = file(b"\xef\xbb\xbf{\"debug\": true}");
+        assert_eq!(unmarked(text(&marked)), "{\"debug\": true}");
         let why = |bytes: &[u8]| match file(bytes) {
             DaemonJson::Unusable(why) => why,
             other => panic!("{other:?}"),
@@ -171,6 +172,29 @@ mod tests {
         assert!(why(b"{\"a\": \"\xe9\"}").contains("not UTF-8"));
         assert!(why(b"[]").contains("not a JSON object"));
         assert!(why(b"{").contains("not JSON"));
+    }
+
+    #[test]
+    fn file_is_taken_back_byte_for_byte() {
+        for bytes in [
+            b"\xef\xbb\xbf{\"debug\": true}\r\n".as_slice(),
+            b"\xef\xbb\xbf{}",
+            b"\xef\xbb\xbf",
+            b"",
+            b" { } ",
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let root = Root::new(folder.path());
+            fs::create_dir_all(root.path("/etc/docker")).unwrap();
+            fs::write(root.path(PATH), bytes).unwrap();
+            let before = read(&root, PATH);
+            let written = with_keys(&before, &[("iptables", Value::Bool(false))]);
+            assert_eq!(text(&replace(&root, PATH, &written, &before).unwrap()), written);
+            let there = fs::read(root.path(PATH)).unwrap();
+            assert!(there.starts_with(b"{"), "{there:?}");
+            assert!(take_back(&root, PATH, &written, &before).unwrap());
+            assert_eq!(fs::read(root.path(PATH)).unwrap(), bytes);
+        }
     }
 
     #[test]

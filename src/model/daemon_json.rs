@@ -14,9 +14,14 @@ pub const BRIDGE: &str = "bridge";
 /// Key of the registries that the engine trusts without verification.
 const INSECURE: &str = "insecure-registries";
 
+/// `text` without a byte order mark of UTF-8, which editors of other systems write and RFC 8259 allows to ignore.
+pub fn unmarked(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 /// Keys and values of the JSON object in `text`; none if `text` is no object.
 pub fn keys(text: &str) -> Map<String, Value> {
-    serde_json::from_str(text).unwrap_or_default()
+    serde_json::from_str(unmarked(text)).unwrap_or_default()
 }
 
 /// Adds `added` as the first keys, and returns the new text.
@@ -26,7 +31,7 @@ pub fn with_keys(file: &DaemonJson, added: &[(&str, Value)]) -> String {
     let lines = lines.join(",");
     match file {
         DaemonJson::Object { text, .. } if !keys(text).is_empty() => {
-            text.replacen('{', &format!("{{{lines},"), 1)
+            unmarked(text).replacen('{', &format!("{{{lines},"), 1)
         }
         _ => format!("{{{lines}\n}}\n"),
     }
@@ -39,11 +44,11 @@ pub fn with_keys(file: &DaemonJson, added: &[(&str, Value)]) -> String {
 /// The reason why the file cannot be merged into.
 pub fn with_insecure_registry(file: &DaemonJson, registry: &str) -> Result<Option<String>, String> {
     let text = match file {
-        DaemonJson::Absent => "{}",
-        DaemonJson::Object { text, .. } if text.trim().is_empty() => "{}",
-        DaemonJson::Object { text, .. } => text,
+        DaemonJson::Absent => "",
+        DaemonJson::Object { text, .. } => unmarked(text),
         DaemonJson::Unusable(why) => return Err(why.clone()),
     };
+    let text = if text.trim().is_empty() { "{}" } else { text };
     let mut wanted: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let entry = Value::from(registry);
     let was_empty = wanted.is_empty();
@@ -89,6 +94,7 @@ mod tests {
             (" {\"labels\":[\"{\"]}", " {\n  \"iptables\": false,\"labels\":[\"{\"]}"),
             (" { }\n", "{\n  \"iptables\": false\n}\n"),
             ("\n", "{\n  \"iptables\": false\n}\n"),
+            ("\u{feff}{\"mtu\": 1}", "{\n  \"iptables\": false,\"mtu\": 1}"),
         ] {
             let file = DaemonJson::Object { text: before.into(), modified_at: 0 };
             let text = with_keys(&file, &[(IPTABLES, Value::Bool(false))]);
@@ -108,6 +114,7 @@ mod tests {
         assert_eq!(merged(&DaemonJson::Absent).unwrap().unwrap(), alone);
         assert_eq!(merged(&object(" {} ")).unwrap().unwrap(), alone);
         assert_eq!(merged(&object(" ")).unwrap().unwrap(), alone);
+        assert_eq!(merged(&object("\u{feff}{}")).unwrap().unwrap(), alone);
         for (before, after) in [
             (
                 "{\"z\": 1.50, \"a\": [2]}",

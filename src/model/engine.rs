@@ -128,7 +128,7 @@ pub enum DaemonJson {
     Absent,
     /// Valid file: a JSON object, or blank, which newer engines take for an empty object.
     Object {
-        /// Content, word for word but without a byte order mark.
+        /// Content, word for word.
         text: String,
         /// Time of the last change, in seconds since 1970.
         modified_at: u64,
