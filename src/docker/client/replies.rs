@@ -37,11 +37,14 @@ pub(super) async fn each(
     mut take: impl FnMut(&Value) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let (mut body, mut unread) = (response.into_body(), Vec::<u8>::new());
+    let mut scanner = Scanner::default();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         unread.extend_from_slice(&data);
-        let read = pass(&unread, &mut take)?;
-        unread.drain(..read);
+        if scanner.has_end(&data) {
+            let read = pass(&unread, &mut take)?;
+            unread.drain(..read);
+        }
         if unread.len() > MOST_BYTES {
             let text = format!("more than {MOST_BYTES} bytes without an end of the value");
             return Err(io::Error::other(text).into());
@@ -50,6 +53,39 @@ pub(super) async fn each(
     match unread.trim_ascii() {
         [] => Ok(()),
         _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+    }
+}
+
+/// State of a stream of values after the bytes so far. A value is parsed once it is complete: to parse the beginning of a
+/// large one again with each piece would take time that grows with the square of its length.
+#[derive(Debug, Default)]
+struct Scanner {
+    /// Number of objects and arrays that are open.
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Scanner {
+    /// `true` if a value may end within `piece`, which follows the bytes so far.
+    fn has_end(&mut self, piece: &[u8]) -> bool {
+        let mut has_end = false;
+        for byte in piece {
+            has_end |= self.may_end(*byte);
+        }
+        has_end
+    }
+
+    fn may_end(&mut self, byte: u8) -> bool {
+        match (self.in_string, byte) {
+            (true, _) if self.escaped => self.escaped = false,
+            (true, b'\\') => self.escaped = true,
+            (_, b'"') => self.in_string = !self.in_string,
+            (false, b'{' | b'[') => self.depth += 1,
+            (false, b'}' | b']') => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        self.depth == 0 && !self.in_string
     }
 }
 
@@ -174,4 +210,46 @@ fn text(value: &Value) -> String {
 fn texts(values: &Value) -> BTreeMap<String, String> {
     let values = values.as_object().into_iter().flatten();
     values.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_string()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_value_in_many_pieces_is_parsed_once() {
+        let inner = r#"{"a": ["}", "\\", "\"}]{[", {"b": {}}, []]},"#.repeat(1000);
+        let value = format!("{{\"all\": [{inner} null]}}");
+        let mut scanner = Scanner::default();
+        for _ in 0..2 {
+            let ends = value.bytes().enumerate().filter(|(_, byte)| scanner.may_end(*byte));
+            let ends: Vec<usize> = ends.map(|(at, _)| at).collect();
+            assert_eq!(ends, [value.len() - 1]);
+            assert!(scanner.has_end(b"\r\n"), "between two values");
+        }
+        let mut passed = Vec::new();
+        let mut take = |value: &Value| {
+            passed.push(value.clone());
+            Ok(())
+        };
+        assert_eq!(pass(value.as_bytes(), &mut take).unwrap(), value.len());
+        assert_eq!(passed[0]["all"][999]["a"][1], "\\");
+    }
+
+    #[test]
+    fn piece_with_several_values_or_none_is_told_by_its_bytes() {
+        let mut scanner = Scanner::default();
+        for (piece, has_end) in [
+            (b"{\"a\": \"".as_slice(), false),
+            (b"\\", false),
+            (b"\"}", false),
+            (b"\"} {\"b", true),
+            (b"\": 1}\n", true),
+            (b"  ", true),
+            (b"]", true),
+            (b"{", false),
+        ] {
+            assert_eq!(scanner.has_end(piece), has_end, "{}", piece.escape_ascii());
+        }
+    }
 }
