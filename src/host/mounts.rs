@@ -231,6 +231,26 @@ mod tests {
     }
 
     #[test]
+    fn mounts_with_names_that_are_not_utf8_hide_only_themselves() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        fs::create_dir_all(root.path("/proc/self")).unwrap();
+        let table = b"36 18 0:31 / /mnt/caf\xe9 rw - ext4 /dev/caf\xe9 rw\n\
+            37 18 0:32 / /mnt/huge\xff rw - hugetlbfs none\xff rw,pagesize=2M\n\
+            38 18 0:33 / /mnt/odd rw - hugetlbfs none rw,pagesize=\xff\n\
+            39 18 0:34 / /mnt/huge rw - hugetlbfs none rw,pagesize=2M\n\
+            40 18 0:35 / /mnt/\xc3\xa9 rw - hugetlbfs none rw,pagesize=1G\n";
+        fs::write(root.path("/proc/self/mountinfo"), table).unwrap();
+        let mounts = hugetlb_mounts(&root).unwrap();
+        let paths: Vec<&str> = mounts.iter().map(|mount| mount.path.as_str()).collect();
+        assert_eq!(paths, ["/mnt/huge\u{fffd}", "/mnt/huge", "/mnt/\u{e9}"]);
+        assert!(!mounts[0].reachable && mounts.iter().all(|mount| mount.writable));
+        let new = NewMount { at: "/mnt/new", size: PageSize::MIB_2, owner: (0, 0), mode: 0o755 };
+        fs::create_dir_all(root.path(new.at)).unwrap();
+        assert!(!is_there(&root, new).unwrap(), "nothing is mounted there");
+    }
+
+    #[test]
     fn what_is_mounted_there_stays_as_it_is() {
         let new = NewMount { at: "/proc", size: PageSize::MIB_2, owner: (0, 0), mode: 0o755 };
         let refused = mount_hugetlbfs(&Root::new("/"), new).unwrap_err();
