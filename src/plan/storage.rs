@@ -38,7 +38,7 @@ pub fn install(
     }))
 }
 
-/// Reason why `wanted` must not be installed; `None` if it may be.
+/// Reason why `wanted` must not or cannot be installed, with the remedy; `None` if it can be.
 fn refusal(
     wanted: &Dependencies,
     seen: &DependenciesSeen,
@@ -48,25 +48,30 @@ fn refusal(
     let unlisted = |names: &[String], listed: &[String]| {
         names.iter().find(|name| !listed.contains(name)).cloned()
     };
+    let changeable = |why: String| Some(format!("{why}: install it by hand, or change that"));
     if !may_install {
-        return Some("engine.install forbids the agent to install packages".to_string());
+        return changeable("engine.install forbids the agent to install packages".to_string());
     }
     if let Some(name) = unlisted(wanted.packages(), &policy.packages) {
-        return Some(format!("storage.packages does not list the package {name}"));
+        return changeable(format!("storage.packages does not list the package {name}"));
     }
     if let Some(name) = unlisted(wanted.repositories(), &policy.repositories) {
-        return Some(format!("storage.repositories does not list the package repository {name}"));
+        return changeable(format!("storage.repositories does not list the repository {name}"));
     }
     let chosen = wanted.repositories().join(" and ");
     let by_apt = seen.manager == Some(PackageManager::Apt) && !chosen.is_empty();
-    by_apt.then(|| format!("apt-get cannot install from {chosen} alone, as the call requires"))
+    by_apt.then(|| {
+        format!(
+            "the call requires it from {chosen} alone (zstackRepo), as yum, dnf and zypper can install, but not apt-get: \
+             run `apt-get install {}` by hand, with the storage's packages in apt's sources, then call again",
+            wanted.packages().join(" ")
+        )
+    })
 }
 
 fn not_allowed(wanted: &Dependencies, why: &str) -> Fault {
     let packages = wanted.packages().join(" ");
-    let text = format!(
-        "{packages} is not installed completely, and {why}: install it by hand, or change that"
-    );
+    let text = format!("{packages} is not installed completely, and {why}");
     Fault::new(Code::DependencyNotInstalled, text)
 }
 
@@ -156,7 +161,10 @@ mod tests {
         let apt = absent(Some(PackageManager::Apt));
         let refused = install(&wanted("libcbd", "zstack-mn"), &apt, &policy, true).unwrap_err();
         assert_eq!(refused.code, Code::DependencyNotInstalled);
-        assert!(refused.text.contains("from zstack-mn alone"), "{refused}");
+        for words in ["from zstack-mn alone (zstackRepo)", "`apt-get install libcbd` by hand"] {
+            assert!(refused.text.contains(words), "{refused}");
+        }
+        assert!(!refused.text.contains("change that"), "no setting helps: {refused}");
         assert!(install(&wanted("libcbd", ""), &apt, &policy, true).unwrap().is_some());
     }
 }
