@@ -11,7 +11,7 @@ use crate::support::controller::Controller;
 use crate::support::gate::Gate;
 use crate::support::http::{call, receive, request, send};
 use crate::support::legacy::Legacy;
-use crate::support::{Place, soon, task, until};
+use crate::support::{Agent, Place, soon, task, until};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -176,16 +176,22 @@ async fn a_stop_lets_calls_in_flight_end_and_then_nobody_listens() {
     assert!(log.contains("\"signal\":\"SIGTERM\"") && log.contains("\"stopped\""), "{log}");
 }
 
-#[tokio::test]
-async fn while_tasks_end_new_calls_are_told_that_the_agent_stops() {
-    let place = Place::on("two-node").mounted();
-    let mut agent = place.ready().await;
+/// Agent that was asked to stop, and waits for a controller's task, which stands before the gate.
+async fn draining(place: &Place) -> (Agent, Controller, Gate) {
+    let agent = place.ready().await;
     let controller = Controller::start().await;
-    let mut gate = Gate::before_pools(&place);
+    let mut gate = Gate::before_pools(place);
     agent.post_task(PREPARE, &task(1), &controller.url, r#"{"hugepageNr":360}"#).await;
     gate.wait().await;
     agent.signal(Signal::SIGTERM);
     agent.logged("stopping").await;
+    (agent, controller, gate)
+}
+
+#[tokio::test]
+async fn while_tasks_end_new_calls_are_told_that_the_agent_stops() {
+    let place = Place::on("two-node").mounted();
+    let (mut agent, controller, gate) = draining(&place).await;
     let health = "/zbs/primarystorage/vhost/target/health";
     for path in [PREPARE, health, "/host/connect", "/host/ping"] {
         let reply = agent.post_task(path, &task(2), &controller.url, "{}").await;
@@ -221,13 +227,7 @@ async fn while_tasks_end_new_calls_are_told_that_the_agent_stops() {
 async fn nothing_is_forwarded_while_tasks_end() {
     let legacy = Legacy::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let place = Place::on("two-node").mounted().settings(&legacy.settings(""));
-    let mut agent = place.ready().await;
-    let controller = Controller::start().await;
-    let mut gate = Gate::before_pools(&place);
-    agent.post_task(PREPARE, &task(1), &controller.url, r#"{"hugepageNr":360}"#).await;
-    gate.wait().await;
-    agent.signal(Signal::SIGTERM);
-    agent.logged("stopping").await;
+    let (mut agent, controller, gate) = draining(&place).await;
     for path in ["/kvm/vm/start", "/host/ping", "/host/echo"] {
         let reply = agent.post_task(path, &task(2), &controller.url, "{}").await;
         assert_eq!((reply.status, reply.code().as_str()), (400, "stopping"), "{path}");
@@ -454,14 +454,18 @@ async fn nothing_secret_is_ever_logged_or_kept() {
     place.snapshot().must_not_say(secret);
 }
 
-#[tokio::test]
-async fn systemd_hears_ready_watchdog_and_stopping() {
-    let place = Place::on("two-node");
+/// Socket on which systemd hears of the agents of this place.
+fn heard_by_systemd(place: Place) -> (Place, UnixDatagram) {
     let socket = place.folder().join("notify");
     let heard = UnixDatagram::bind(&socket).unwrap();
     heard.set_nonblocking(true).unwrap();
-    let place =
-        place.env("NOTIFY_SOCKET", socket.to_str().unwrap()).env("WATCHDOG_USEC", "2000000");
+    (place.env("NOTIFY_SOCKET", socket.to_str().unwrap()), heard)
+}
+
+#[tokio::test]
+async fn systemd_hears_ready_watchdog_and_stopping() {
+    let (place, heard) = heard_by_systemd(Place::on("two-node"));
+    let place = place.env("WATCHDOG_USEC", "2000000");
     let next = async |word: &str| {
         until(&format!("systemd hears {word}"), async || {
             let mut bytes = [0; 4096];
@@ -473,28 +477,20 @@ async fn systemd_hears_ready_watchdog_and_stopping() {
     };
     let mut agent = place.start().await;
     next("READY=1").await;
-    let began = Instant::now();
-    for _ in 0..3 {
-        next("WATCHDOG=1").await;
-    }
-    assert!(
-        began.elapsed() < Duration::from_millis(3 * 2000),
-        "each in time: {:?}",
-        began.elapsed()
-    );
+    let watched = async |what: &str| {
+        let began = Instant::now();
+        for _ in 0..3 {
+            next("WATCHDOG=1").await;
+        }
+        let took = began.elapsed();
+        assert!(took < Duration::from_millis(3 * 2000), "{what}: {took:?}");
+    };
+    watched("each in time").await;
     let mut gate = Gate::before_pools(&place);
     let controller = Controller::start().await;
     agent.post_task(PREPARE, &task(1), &controller.url, "{}").await;
     gate.wait().await;
-    let began = Instant::now();
-    for _ in 0..3 {
-        next("WATCHDOG=1").await;
-    }
-    assert!(
-        began.elapsed() < Duration::from_millis(3 * 2000),
-        "also at work: {:?}",
-        began.elapsed()
-    );
+    watched("also at work").await;
     gate.open().await;
     controller.wait(1).await;
     agent.signal(Signal::SIGTERM);
@@ -504,11 +500,7 @@ async fn systemd_hears_ready_watchdog_and_stopping() {
 
 #[tokio::test]
 async fn systemd_hears_ready_only_when_what_was_kept_is_restored() {
-    let place = Place::on("two-node");
-    let socket = place.folder().join("notify");
-    let heard = UnixDatagram::bind(&socket).unwrap();
-    heard.set_nonblocking(true).unwrap();
-    let place = place.env("NOTIFY_SOCKET", socket.to_str().unwrap());
+    let (place, heard) = heard_by_systemd(Place::on("two-node"));
     let mut gate = restoring(&place);
     let _agent = place.start_behind(&mut gate).await;
     let mut bytes = [0; 4096];
