@@ -133,8 +133,11 @@ pub struct ControllerSeen {
 /// Session of a connected virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionSeen {
+    /// Number of the connection; the target gives it to another one later.
+    pub id: u64,
     /// Set if the session's queues run.
     pub started: bool,
+    /// Number of queues that the virtual machine has set up.
     pub queues: u64,
 }
 

@@ -17,6 +17,11 @@ const SHORT: Duration = Duration::from_secs(1);
 const LOSES: (u32, u32) = (7, 2);
 const LOSES_NO_MORE: (u32, u32) = (8, 2);
 
+/// `true` if the guest's QEMU is known, and of a version that loses no reconnect.
+pub fn keeps_reconnects(guest: &Guest) -> bool {
+    guest.qemu.as_ref().is_some_and(|version| !loses_reconnects(version))
+}
+
 /// Records in `status` how the guest of a connected volume reconnects, with the findings about that; returns the new
 /// findings. Without an entry for the volume's socket in `guests`, nothing changes.
 pub fn see(name: &VolumeName, status: &mut VolumeStatus, guests: &Guests) -> Vec<Finding> {
@@ -35,7 +40,8 @@ fn findings(volume: &VolumeName, guest: &Guest) -> Vec<Finding> {
         let text = format!(
             "{machine} does not connect to {volume} again after its target has exited (as it was started, its \
              chardev has no reconnect): the disk hangs then until the VM is restarted; give it \
-             <reconnect enabled='yes' timeout='1'/> (QEMU: reconnect=1), and restart or migrate the VM"
+             <reconnect enabled='yes' timeout='1'/> (QEMU: reconnect=1, from 9.2 \
+             reconnect-ms=1000), and restart or migrate the VM"
         );
         return vec![Finding::new(Code::GuestDoesNotReconnect, text)];
     };
@@ -51,7 +57,7 @@ fn findings(volume: &VolumeName, guest: &Guest) -> Vec<Finding> {
         let text = format!(
             "{machine}, as it was started, looks for {volume} only every {reconnect} after its target has exited, \
              and waits up to that long for a target that is back in about a second: give it <reconnect enabled='yes' timeout='1'/> (QEMU: \
-             reconnect=1) at its next start"
+             reconnect=1, from 9.2 reconnect-ms=1000) at its next start"
         );
         found.push(Finding::new(Code::GuestReconnectsSlowly, text));
     }

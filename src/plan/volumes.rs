@@ -139,16 +139,31 @@ fn in_use(why: &str) -> Fault {
     Fault::new(Code::VolumeInUse, text)
 }
 
-/// State of a volume that needs no more steps, and the reason. `unstarted` is set if one of its sessions has taken
+/// Reason for which the session of a connected virtual machine does not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionFault {
+    /// The virtual machine has set up its queues, and the target did not start the session.
+    Refused,
+    /// The virtual machine may have lost its reconnect to a target that died: it sends nothing.
+    Silent,
+}
+
+/// State of a volume that needs no more steps, and the reason. `unstarted` is the fault of a session that has taken
 /// longer to start than a session takes.
-pub fn evaluate(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
+pub fn evaluate(seen: &VolumeSeen, unstarted: Option<SessionFault>) -> (VolumeState, String) {
     let state = |state, text: &str| (state, text.to_string());
     match &seen.controller {
         None => state(VolumeState::Pending, "its controller is not there yet"),
-        Some(_) if unstarted => state(
+        Some(_) if unstarted == Some(SessionFault::Refused) => state(
             VolumeState::Stuck,
-            "a virtual machine is connected, and its session does not start: one that lost its reconnect to \
-             a dead target never will, and that VM needs a restart",
+            "a virtual machine is connected, and the target did not start its session: SPDK lacks I/O buffers \
+             for one more connected disk (each takes 256 small and 32 large ones: 32 disks where nothing set \
+             the pools); set larger ones and recreate the target (operations.md, \"I/O buffers\")",
+        ),
+        Some(_) if unstarted == Some(SessionFault::Silent) => state(
+            VolumeState::Stuck,
+            "a virtual machine is connected, and its session does not start: unless that VM is paused or has \
+             not booted, it has lost its reconnect to a target that died, and needs a restart",
         ),
         Some(_) if !seen.socket_is_given => state(
             VolumeState::Degraded,
@@ -156,11 +171,6 @@ pub fn evaluate(seen: &VolumeSeen, unstarted: bool) -> (VolumeState, String) {
         ),
         Some(_) => state(VolumeState::Serving, ""),
     }
-}
-
-/// `true` if a session of `controller` has not begun to start, which is the sign of a guest that lost its reconnect.
-pub fn has_unstarted(controller: &ControllerSeen) -> bool {
-    controller.sessions.iter().any(|session| !session.started && session.queues == 0)
 }
 
 /// `true` if the bdev of that name certainly holds something else than the volume.

@@ -95,6 +95,9 @@ pub struct Block {
 /// Connection of a virtual machine to a controller.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Session {
+    /// Number of the connection.
+    #[serde(default)]
+    pub vid: u64,
     /// Set while the session's queues run.
     #[serde(default)]
     pub started: bool,

@@ -21,6 +21,7 @@ mod start;
 mod status;
 mod task;
 mod trial;
+mod volume_sessions;
 mod volume_statuses;
 mod volumes;
 mod worker;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::volume_sessions::VolumeSessions;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, Finding};
 use crate::model::guest::{Guests, Reconnect};
@@ -11,15 +12,14 @@ use crate::model::status::VolumeTally;
 use crate::model::volume::{
     VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStatus, Volumes,
 };
-use crate::plan::guests::see;
-use crate::plan::volumes::{evaluate, has_unstarted};
+use crate::plan::guests::{keeps_reconnects, see};
+use crate::plan::volumes::evaluate;
 
 /// Volumes of one target, with their status.
 #[derive(Debug, Default)]
 pub(super) struct VolumeStatuses {
     statuses: Volumes,
-    /// Volumes with a session that does not start, and since when.
-    unstarted: BTreeMap<VolumeName, Instant>,
+    sessions: BTreeMap<VolumeName, VolumeSessions>,
 }
 
 /// Parameters of an observation of volumes: its time, and the time that a session may take to start.
@@ -30,6 +30,8 @@ pub(super) struct VolumeObservation<'a> {
     pub(super) at: String,
     pub(super) sockets: &'a CleanPath,
     pub(super) stuck_after: Duration,
+    /// Set while guests of an earlier process of the target may come back.
+    pub(super) returning: bool,
 }
 
 impl VolumeStatuses {
@@ -39,7 +41,7 @@ impl VolumeStatuses {
 
     /// Notes the exit of the target: no volume serves, and a VM that was connected waits for it.
     pub(super) fn exited(&mut self, at: &str) {
-        self.unstarted.clear();
+        self.sessions.clear();
         for status in self.statuses.values_mut() {
             status.disconnected |= status.sessions > 0;
             status.sessions = 0;
@@ -50,7 +52,7 @@ impl VolumeStatuses {
     /// Drops volumes that are no longer desired.
     pub(super) fn drop_unwanted(&mut self, wanted: &VolumeSpecs) {
         self.statuses.retain(|name, _| wanted.contains_key(name));
-        self.unstarted.retain(|name, _| wanted.contains_key(name));
+        self.sessions.retain(|name, _| wanted.contains_key(name));
     }
 
     /// Notes the reason for which a pending volume waits for its target.
@@ -82,19 +84,14 @@ impl VolumeStatuses {
         look: &VolumeObservation<'_>,
     ) {
         let Some(status) = self.statuses.get_mut(&spec.name) else { return };
-        let since = match seen.controller.as_ref().is_some_and(has_unstarted) {
-            true => Some(*self.unstarted.entry(spec.name.clone()).or_insert(look.now)),
-            false => {
-                self.unstarted.remove(&spec.name);
-                None
-            }
-        };
-        let late = |since| look.now.saturating_duration_since(since) >= look.stuck_after;
+        let connected = seen.controller.as_ref().map_or(&[][..], |it| &it.sessions);
+        let sessions = self.sessions.entry(spec.name.clone()).or_default();
+        sessions.note(connected, look.returning || status.disconnected, look.now);
         let (state, reason) = match fault {
             Some(fault) => (VolumeState::Degraded, fault.text.clone()),
-            None => evaluate(seen, since.is_some_and(late)),
+            None => evaluate(seen, sessions.fault(look.now, look.stuck_after)),
         };
-        status.sessions = seen.controller.as_ref().map_or(0, |it| it.sessions.len());
+        status.sessions = connected.len();
         status.disconnected &= status.sessions == 0;
         if status.sessions == 0 && !status.disconnected {
             (status.reconnect_seconds, status.findings) = (None, Vec::new());
@@ -104,8 +101,16 @@ impl VolumeStatuses {
 
     /// Notes the guests that are connected; returns the findings that are new.
     pub(super) fn see_guests(&mut self, guests: &Guests) -> Vec<Finding> {
-        let connected = self.statuses.iter_mut().filter(|(_, status)| status.sessions > 0);
-        connected.flat_map(|(name, status)| see(name, status, guests)).collect()
+        let mut news = Vec::new();
+        for (name, status) in self.statuses.iter_mut().filter(|(_, status)| status.sessions > 0) {
+            if let (Some(guest), Some(sessions)) =
+                (guests.get(&status.socket_path), self.sessions.get_mut(name))
+            {
+                sessions.note_guest(guest.as_ref().is_some_and(keeps_reconnects));
+            }
+            news.extend(see(name, status, guests));
+        }
+        news
     }
 
     /// `true` if a session has not started yet and may turn out to be stuck, or if a disconnected guest has not come
@@ -114,7 +119,7 @@ impl VolumeStatuses {
         let stuck = |name: &VolumeName| {
             self.statuses.get(name).is_some_and(|it| it.state == VolumeState::Stuck)
         };
-        self.unstarted.keys().any(|name| !stuck(name))
+        self.sessions.iter().any(|(name, sessions)| sessions.has_unstarted() && !stuck(name))
             || self.statuses.values().any(|status| status.disconnected)
     }
 
@@ -179,8 +184,11 @@ mod tests {
     const STUCK_AFTER: Duration = Duration::from_secs(3);
 
     fn seen(sessions: &[(bool, u64)]) -> VolumeSeen {
-        let session =
-            |(started, queues): &(bool, u64)| SessionSeen { started: *started, queues: *queues };
+        let session = |(started, queues): &(bool, u64)| SessionSeen {
+            id: 0,
+            started: *started,
+            queues: *queues,
+        };
         let sessions = sessions.iter().map(session).collect();
         let bdev = Some("v".to_string());
         let controller = ControllerSeen { bdev, read_only: false, sessions };
@@ -207,6 +215,7 @@ mod tests {
                 at: format!("second {seconds}"),
                 sockets: &sockets,
                 stuck_after: STUCK_AFTER,
+                returning: false,
             };
             statuses.keep(&[(spec.name.clone(), spec.clone())].into(), &look);
             statuses.note(&spec, seen, fault, &look);
@@ -291,6 +300,7 @@ mod tests {
             at: String::new(),
             sockets: &sockets,
             stuck_after: STUCK_AFTER,
+            returning: false,
         };
         statuses.keep(&none, &look);
         assert_eq!(statuses.tally(), VolumeTally::default());

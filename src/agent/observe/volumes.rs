@@ -236,6 +236,7 @@ impl VolumeObserver {
 fn seen(controller: Controller) -> (String, ControllerSeen) {
     let block = controller.backend_specific.block.unwrap_or_default();
     let session = |session: &crate::spdk::disks::Session| SessionSeen {
+        id: session.vid,
         started: session.started,
         queues: session.max_queues,
     };

@@ -29,6 +29,11 @@ const RETURN_PAUSE: Duration = Duration::from_secs(1);
 /// Time that a new process may take to serve a connection: SPDK v24.01 looks for new controllers once a second.
 const SERVE_TIME: Duration = Duration::from_secs(3);
 
+/// `true` while guests come back to controllers that were made at that time.
+fn is_recent(controllers_made: Option<Instant>) -> bool {
+    controllers_made.is_some_and(|made| made.elapsed() < RETURN_TIME)
+}
+
 impl<C: Containers> Worker<C> {
     /// Reconciles the volumes, if the target serves and a pass is due.
     pub(super) async fn reconcile_volumes_if_due(&mut self) {
@@ -63,8 +68,8 @@ impl<C: Containers> Worker<C> {
                 if known.exits != exits {
                     return;
                 }
-                let lately = known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
-                let returning = known.volumes.awaits_sessions() && lately;
+                let returning =
+                    known.volumes.awaits_sessions() && is_recent(known.controllers_made);
                 known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
                 (known.in_place, known.trouble) = (Some(pid), None);
             });
@@ -256,6 +261,7 @@ impl<C: Containers> Worker<C> {
             at: super::now(),
             sockets: &place.sockets,
             stuck_after: self.parts.policy.volumes.stuck_after,
+            returning: self.status.read(|known| is_recent(known.controllers_made)),
         };
         let (wanted, none) = (self.parts.desired.volumes(self.name()), VolumeSeen::default());
         let has_degraded = self.status.change(|known| {
