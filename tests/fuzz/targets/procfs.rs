@@ -2,6 +2,7 @@
 #![no_main]
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU32;
 
 use libfuzzer_sys::fuzz_target;
 use vhost_agent::host::engine_process::engine_process;
@@ -42,7 +43,8 @@ fuzz_target!(|input: &[u8]| {
         assert!(engine.args.iter().all(|arg| !arg.is_empty()));
         assert!(process::started(&root, engine.pid).is_some());
     }
-    let _ = engine_socket::connecting_starts_nothing(&root, &EnginePolicy::default());
+    let last = AtomicU32::new(0);
+    let _ = engine_socket::listening_unit(&root, &EnginePolicy::default(), &last);
     let _ = (boot_id(&root), hostname(&root), kernel(&root), init(&root));
     let removed = leftovers::clear_sockets(&root, "/sockets").unwrap_or_default();
     assert!(removed.iter().all(|path| path.starts_with(root.path("/sockets"))));
