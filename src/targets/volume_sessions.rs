@@ -15,7 +15,7 @@ use crate::plan::volumes::SessionFault;
 /// Sessions of a volume, as long as its target lives.
 #[derive(Debug, Default)]
 pub(super) struct VolumeSessions {
-    sessions: BTreeMap<u64, Session>,
+    sessions: BTreeMap<u64, ObservedSession>,
     /// Set once the volume was observed: a session that comes later is a new one.
     is_observed: bool,
     /// Set if the QEMU of the volume is of a version that loses no reconnect.
@@ -23,7 +23,7 @@ pub(super) struct VolumeSessions {
 }
 
 #[derive(Debug, Default)]
-struct Session {
+struct ObservedSession {
     /// Set if the session may be that of a guest of an earlier process of the target.
     may_be_returned: bool,
     has_run: bool,
@@ -39,7 +39,7 @@ impl VolumeSessions {
         let may_be_returned = returning || !self.is_observed;
         self.is_observed = true;
         for SessionSeen { id, started, queues } in seen {
-            let new = || Session { may_be_returned, ..Session::default() };
+            let new = || ObservedSession { may_be_returned, ..ObservedSession::default() };
             let session = self.sessions.entry(*id).or_insert_with(new);
             session.has_run |= started;
             let fault = match (started, queues) {
