@@ -4,6 +4,7 @@
 //! deleted: a target may hang in that for ever, or leave the guest with I/O errors
 //! (packaging/doc/facts.md, "Traps").
 
+use crate::model::buffers::NO_ROOM;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::names::TargetName;
@@ -154,12 +155,9 @@ pub fn evaluate(seen: &VolumeSeen, unstarted: Option<SessionFault>) -> (VolumeSt
     let state = |state, text: &str| (state, text.to_string());
     match &seen.controller {
         None => state(VolumeState::Pending, "its controller is not there yet"),
-        Some(_) if unstarted == Some(SessionFault::Refused) => state(
-            VolumeState::Stuck,
-            "a virtual machine is connected, and the target did not start its session: SPDK lacks I/O buffers \
-             for one more connected disk (each takes 256 small and 32 large ones: 32 disks where nothing set \
-             the pools); set larger ones and recreate the target (operations.md, \"I/O buffers\")",
-        ),
+        Some(_) if unstarted == Some(SessionFault::Refused) => {
+            state(VolumeState::Stuck, &format!("a virtual machine is connected, and {NO_ROOM}"))
+        }
         Some(_) if unstarted == Some(SessionFault::Silent) => state(
             VolumeState::Stuck,
             "a virtual machine is connected, and its session does not start: unless that VM is paused or has \

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::disk::{DISK, SECTOR};
 use crate::host::Root;
@@ -103,6 +103,15 @@ impl Canary {
     async fn seen(&self, by: Instant) -> Result<Option<Controller>, Fault> {
         let all = self.spdk.controllers(left(by)).await.map_err(|e| rpc_fault(&e))?;
         Ok(all.into_iter().find(|one| one.ctrlr == self.name))
+    }
+
+    /// Looks at the time `at` whether the target has refused to start the connected session. Returns `false` if the target
+    /// does not answer by `by`.
+    pub(super) async fn is_refused(&self, at: Instant, by: Instant) -> bool {
+        sleep_until(at).await;
+        let seen = self.seen(by).await.ok().flatten();
+        let sessions = seen.map(|seen| seen.sessions).unwrap_or_default();
+        sessions.iter().any(|session| !session.started && session.max_queues > 0)
     }
 
     /// Removes the controller, once no session is connected, and the bdev.

@@ -14,6 +14,8 @@ struct Played {
     folder: TempDir,
     version: &'static str,
     lacks: Option<&'static str>,
+    /// Set if it starts no session.
+    refuses: bool,
     /// Names of controllers to which somebody is connected for ever.
     connected: Vec<String>,
     calls: Mutex<Vec<String>>,
@@ -24,7 +26,7 @@ impl Played {
     fn new(version: &'static str, lacks: Option<&'static str>) -> Played {
         let (calls, controllers) = (Mutex::default(), Mutex::default());
         let folder = tempfile::tempdir().unwrap();
-        Played { folder, version, lacks, connected: Vec::new(), calls, controllers }
+        Played { folder, version, lacks, refuses: false, connected: Vec::new(), calls, controllers }
     }
 
     fn calls(&self) -> Vec<String> {
@@ -47,7 +49,8 @@ impl Played {
             "vhost_get_controllers" => {
                 let described = |(name, listener): &(String, Option<Listener>)| {
                     let connected = listener.is_some() || self.connected.contains(name);
-                    let sessions = if connected { json!([{"started": true}]) } else { json!([]) };
+                    let session = json!({"started": !self.refuses, "max_queues": 1});
+                    let sessions = if connected { json!([session]) } else { json!([]) };
                     json!({"ctrlr": name, "sessions": sessions})
                 };
                 self.controllers.lock().unwrap().iter().map(described).collect()
@@ -148,10 +151,19 @@ async fn a_controller_with_a_lasting_session_is_reported_and_kept() {
     let fault = deep.error.unwrap();
     assert_eq!(fault.code, Code::DeepIoFailed);
     assert!(fault.text.contains("not done in time"), "{fault}");
+    assert!(!fault.text.contains("lacks I/O buffers"), "{fault}");
     assert!(fault.text.contains("stays on the target"), "{fault}");
     assert!(played.was_asked("vhost_create_blk_controller", "vhost-agent-probe-"));
     assert!(!played.was_asked("vhost_delete_controller", ""), "{:?}", played.calls());
     assert!(!played.was_asked("bdev_malloc_delete", ""), "{:?}", played.calls());
+}
+
+#[tokio::test]
+async fn target_that_has_no_room_for_the_session_is_reported_with_the_reason() {
+    let (_played, control) = Played { refuses: true, ..Played::new("SPDK v26.05", None) }.serve();
+    let fault = probe(SECOND, ordinary).prove(&control).await.error.unwrap();
+    assert_eq!(fault.code, Code::DeepIoFailed);
+    assert!(fault.text.contains("lacks I/O buffers for one more connected disk"), "{fault}");
 }
 
 #[tokio::test]

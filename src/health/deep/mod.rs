@@ -34,6 +34,7 @@ pub use served::ServedTarget;
 
 use crate::host::shared_memory::{Pages, SharedMemory};
 use crate::host::{HostError, Root};
+use crate::model::buffers::NO_ROOM;
 use crate::model::code::Code;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenIo};
 use crate::model::fault::{Fault, chain};
@@ -162,7 +163,18 @@ impl Inner {
         let mut canary = Canary::new(&spdk, &self.root, number);
         let io = async {
             let paths = canary.make(&self.root, control, io_by).await?;
-            use_disk(connect(&paths, io_by).await?, memory, io_by).await
+            let stream = connect(&paths, io_by).await?;
+            let used = use_disk(stream, memory, io_by);
+            tokio::pin!(used);
+            // Late, for v24.01 takes a second to start a session; its connection ends with the I/O.
+            let is_refused = tokio::select! {
+                used = &mut used => return used,
+                it = canary.is_refused(io_by - self.within / 10, io_by) => it,
+            };
+            used.await.map_err(|fault| match is_refused {
+                true => Fault::new(fault.code, format!("{}: {NO_ROOM}", fault.text)),
+                false => fault,
+            })
         };
         let io = io.await.map(|times| proven(times, kind));
         let gone = canary.remove(began + self.within).await;
