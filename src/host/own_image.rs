@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use serde_json::json;
@@ -60,6 +60,9 @@ fn layer() -> io::Result<Vec<u8>> {
     append(&mut layer, EXECUTABLE, 0o755, &fs::read(SELF)?)?;
     for library in libraries()? {
         append(&mut layer, &library.display().to_string(), 0o755, &fs::read(&library)?)?;
+        for link in links_to(&library)? {
+            append(&mut layer, &link.display().to_string(), 0o755, &fs::read(&library)?)?;
+        }
     }
     layer.into_inner()
 }
@@ -83,6 +86,24 @@ fn libraries() -> io::Result<Vec<PathBuf>> {
     found.sort();
     found.dedup();
     Ok(found)
+}
+
+/// Links beside a library that lead to it. The loader looks for those names: before glibc 2.34, `libc.so.6` is a link to
+/// `libc-2.28.so`.
+fn links_to(library: &Path) -> io::Result<Vec<PathBuf>> {
+    let Some(folder) = library.parent() else { return Ok(Vec::new()) };
+    let end = fs::canonicalize(library)?;
+    let mut links = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        let is_link = path != library && entry.file_type()?.is_symlink();
+        if is_link && fs::canonicalize(&path).is_ok_and(|it| it == end) {
+            links.push(path);
+        }
+    }
+    links.sort();
+    Ok(links)
 }
 
 /// Dynamic loader, by the name in the executable (`PT_INTERP`). That name may be a link, and the mapping has only the
@@ -147,6 +168,23 @@ mod tests {
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(open_tar(&pipe).unwrap_err().to_string().contains("not a file"));
         assert!(open_tar(std::path::Path::new("/dev/zero")).is_err());
+    }
+
+    #[test]
+    fn links_to_a_library_are_found_by_where_they_lead() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        fs::write(file("libc-2.28.so"), "").unwrap();
+        fs::write(file("libm-2.28.so"), "").unwrap();
+        for (link, end) in [
+            ("libc.so.6", "libc-2.28.so"),
+            ("libm.so.6", "libm-2.28.so"),
+            ("libc.so.5", "removed/libc-2.28.so"),
+        ] {
+            std::os::unix::fs::symlink(end, file(link)).unwrap();
+        }
+        assert_eq!(links_to(&file("libc-2.28.so")).unwrap(), [file("libc.so.6")]);
+        assert!(links_to(&file("libc.so.6")).unwrap().is_empty());
     }
 
     #[test]
