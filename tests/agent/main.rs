@@ -20,6 +20,7 @@ mod fallback;
 mod http;
 mod lifecycle;
 mod machines;
+mod manual;
 mod metrics;
 mod needs;
 mod newer_controllers;
