@@ -7,6 +7,7 @@
 # The program needs glibc 2.28 or newer. Settings that somebody has changed are kept, and the new ones lie beside them as
 # FILE.new. For nodes without a package manager: it knows nothing of a deb or an rpm that is installed.
 set -eu
+umask 022
 
 cd "$(dirname "$0")"
 
