@@ -1,4 +1,5 @@
-//! Process exit reported by the kernel (pidfd_open(2)): no polling, and the process need not be a child.
+//! Process exit reported by the kernel (pidfd_open(2)): no polling, and the process need not be a child. Kernels before
+//! Linux 5.3 have no pidfds: there procfs is polled.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -9,9 +10,13 @@ pub use rustix::process::Signal;
 use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
 use super::process::started;
 use super::{HostError, Root};
+
+/// Polling interval for the exit of a process where the kernel has no pidfds; a look takes some 10 µs.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Unambiguous reference to a process: another process may get the same pid, but never the same pid and start time.
 #[derive(Debug)]
@@ -37,11 +42,13 @@ impl WatchedProcess {
         (self.pid, self.started) == (other.pid, other.started)
     }
 
-    /// Returns when the process has exited; never if the kernel has no pidfds. Cancel-safe.
+    /// Returns when the process has exited. Cancel-safe.
     pub async fn ended(&self) {
-        match &self.end {
-            Some(end) => drop(end.ready(Interest::READABLE).await),
-            None => std::future::pending().await,
+        if let Some(end) = &self.end {
+            return drop(end.ready(Interest::READABLE).await);
+        }
+        while self.lives() {
+            sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -115,5 +122,20 @@ mod tests {
         assert!(!watched.lives());
         child.wait().unwrap();
         assert!(WatchedProcess::of(&root, child.id()).is_none());
+    }
+
+    #[tokio::test]
+    async fn exit_is_seen_and_a_signal_sent_where_the_kernel_has_no_pidfds() {
+        let root = Root::new("/");
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let watched =
+            WatchedProcess { end: None, ..WatchedProcess::of(&root, child.id()).unwrap() };
+        assert!(watched.lives());
+        watched.signal(Signal::TERM).unwrap();
+        watched.ended().await;
+        assert!(!watched.lives(), "a zombie has exited");
+        child.wait().unwrap();
+        watched.signal(Signal::KILL).unwrap();
     }
 }

@@ -324,18 +324,7 @@ impl<C: Containers> TargetApplier<C> {
 
 /// Waits for the process to exit; `true` if it does so in time.
 async fn has_ended(process: &WatchedProcess, within: Duration) -> bool {
-    let deadline = Instant::now() + within;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        // Woken by the kernel; polled where the kernel is too old for that.
-        let _ = timeout(left.min(LOOK_PAUSE), process.ended()).await;
-        if !process.lives() {
-            return true;
-        }
-        if left.is_zero() {
-            return false;
-        }
-    }
+    timeout(within, process.ended()).await.is_ok()
 }
 
 /// `true` if the container `seen` has the same spec label as `spec`.

@@ -26,8 +26,6 @@ const PROXIES: [&str; 6] =
 /// Time limit of a mount or of the start of a program, neither of which waits for a disk or the network. It is that of
 /// a daemon-reload, during which systemd answers nothing: the installation of a package triggers one.
 const JOB: Duration = RELOAD;
-/// Polling interval for the exit of a process where the kernel has no pidfds.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Polling interval after the process has exited, until systemd has noticed it.
 const REAPED: Duration = Duration::from_millis(20);
 /// Time that a shutdown gives a program to finish by itself, in microseconds.
@@ -145,7 +143,7 @@ impl TransientService<'_> {
                 return Err(SystemdError::Forgotten { unit: self.unit.clone() });
             }
             match WatchedProcess::of(&root, main.pid) {
-                Some(process) => while_it_lives(&process).await,
+                Some(process) => process.ended().await,
                 None => sleep(REAPED).await,
             }
         }
@@ -188,13 +186,6 @@ async fn is_active(connection: &Connection, unit: &str) -> zbus::Result<bool> {
     let properties = PropertiesProxy::builder(connection).path(path).build().await?;
     let state = properties.get("org.freedesktop.systemd1.Unit", "ActiveState").await?;
     Ok(String::try_from(state).is_ok_and(|state| state == "active"))
-}
-
-async fn while_it_lives(process: &WatchedProcess) {
-    while process.lives() {
-        // Wakes when the exit is reported, and polls in case it is not.
-        let _ = timeout(LOOK_AGAIN, process.ended()).await;
-    }
 }
 
 /// Properties of a service that runs `program`. It has no type, and is thus active as soon as it exists, also where

@@ -280,8 +280,6 @@ impl<C: Containers> ProcessWatch<C> {
         let policy = &self.shared.probe.policy.health;
         self.next_probe = Instant::now() + policy.interval;
         match &self.seen {
-            // Without pidfd in the kernel, the end of the process is noticed here.
-            KnownProcess::Lives(process) if !process.lives() => self.process_ended(),
             KnownProcess::Lives(_) => drop(self.probe_now()),
             KnownProcess::Otherwise(process) => {
                 let blind = matches!(process, Process::Unknown(_));
