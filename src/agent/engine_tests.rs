@@ -225,7 +225,7 @@ async fn an_engine_that_is_too_old_is_reported_with_a_remedy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn log_of_an_engine_that_does_not_answer_is_that_of_its_own_unit() {
+async fn log_of_an_engine_is_that_of_its_own_unit() {
     let unit = |name: &str| Some(UnitState { name: name.to_string(), ..UnitState::default() });
     let process = |unit: &str| EngineProcess {
         pid: 7,
@@ -314,11 +314,9 @@ async fn addresses_that_the_node_needs_are_those_of_the_moment() {
     let conf = root.path("/etc/zbs/client.conf");
     make_folder(&conf).unwrap();
     let identity = watch::Sender::new(HostIdentity::default());
-    let needed = Needed {
-        of_settings: vec![("a registry".to_string(), "10.0.0.3".parse().unwrap())],
-        identity: identity.subscribe(),
-        client_conf: "/etc/zbs/client.conf".parse().unwrap(),
-    };
+    let of_settings = vec![("a registry".to_string(), "10.0.0.3".parse().unwrap())];
+    let client_conf = "/etc/zbs/client.conf".parse().unwrap();
+    let needed = Needed::new(of_settings, identity.subscribe(), client_conf);
     let (engine, systemd) = (FakeEngine::new(Mood::Answers), Arc::new(Systemd::new()));
     let observer = EngineObserver::new(&root, policy(), Arc::new(engine), systemd);
     let observer = observer.with_needed(needed);
@@ -331,6 +329,8 @@ async fn addresses_that_the_node_needs_are_those_of_the_moment() {
     identity.send_modify(|it| it.send_command_url = "http://10.0.0.1:8080/zstack".to_string());
     let text = b"mds.listen.addr=10.0.0.4:6666,[fd00::5]:6666\n";
     replace_file(&conf, text, 0o644, None, Durability::Boot).unwrap();
+    // It is read again with the engine's own files, at the latest after a minute.
+    daemon_json::replace(&root, "/etc/docker/daemon.json", "{}", &DaemonJson::Absent).unwrap();
     let expected = [
         "10.0.0.1, the controller",
         "10.0.0.3, a registry",

@@ -40,9 +40,10 @@ use crate::controller::report::{self, Tally};
 use crate::host::own_process::{forbid_dumps, give_memory_back};
 use crate::host::{Root, facts};
 use crate::model::fault::chain;
+use crate::model::identity::HostIdentity;
 use crate::model::node::Exposure;
 use crate::model::policy::HttpPolicy;
-use crate::store::{Lock, Store, StoreError};
+use crate::store::{Durability, Lock, Store, StoreError};
 use crate::watchdog::Watchdog;
 
 /// Folder of state until the next boot: by default below `--root`, the observed machine, which may not
@@ -231,7 +232,10 @@ impl InProcess {
     /// # Errors
     /// When the kernel's counters or the state cannot be read.
     pub fn start(settings: &Settings, root: &Path, store: Store) -> Result<InProcess> {
-        let identity = Identities::open(store.clone())?.watch();
+        // It only feeds a finding, which an unreadable one must not make a failure of.
+        let identity =
+            store.read::<HostIdentity>(HostIdentity::FILE, Durability::Disk).ok().flatten();
+        let identity = watch::Sender::new(identity.unwrap_or_default()).subscribe();
         let core = Core::start(settings, root, store, identity, &Watchdog::default())?;
         tokio::spawn(core.events.clone().follow_work(core.progress.clone()));
         let (_phase, phase) = watch::channel(AgentPhase::Serving);

@@ -42,6 +42,7 @@ use crate::controller::identity::Identities;
 use crate::controller::report::Tally;
 use crate::docker::client::{Consent, Contact, DockerClient, Refusal};
 use crate::health::deep::DeepProbe;
+use crate::host::engine_process::is_unit_of;
 use crate::host::engine_socket::{listening_unit, podman_socket};
 use crate::host::mounts::hugetlb_mounts;
 use crate::host::socket_place::in_folder;
@@ -141,11 +142,9 @@ impl Core {
         let host_wide = HostWide::new(processes.clone(), first);
         let spawner = host_wide.clone();
         let observer = EngineObserver::new(&root, policy.clone(), docker.clone(), systemd.clone());
-        let observer = Arc::new(observer.with_needed(Needed {
-            of_settings: settings.needed_addresses(),
-            identity,
-            client_conf: settings.target.client_conf.clone(),
-        }));
+        let client_conf = settings.target.client_conf.clone();
+        let needed = Needed::new(settings.needed_addresses(), identity, client_conf);
+        let observer = Arc::new(observer.with_needed(needed));
         let applier = EngineApplier::new(&root, policy.clone(), docker.clone(), systemd, spawner);
         let engine = EngineHandle::start(
             observer.clone(),
@@ -301,7 +300,8 @@ impl Core {
 
 /// Consent to contact the engine. With `systemd` as PID 1 the engine must listen itself, and a new connection is not
 /// made to an engine that is being stopped. systemd says so before it sends the signal, and so before the engine stops
-/// to accept. Its unit is the one that it runs in, which need not be that of the settings. Podman, which systemd starts upon a connection, is not contacted.
+/// to accept. Its unit is the one that it runs in, which need not be that of the settings, unless that unit is of something
+/// else from which it was started. Podman, which systemd starts upon a connection, is not contacted.
 fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) -> Consent {
     let Some(systemd) = systemd else { return Arc::new(|_| Box::pin(ready(Ok(())))) };
     let (root, policy) = (root.clone(), policy.clone());
@@ -313,7 +313,9 @@ fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) ->
         let (turn, last) = (looks.clone().acquire_owned(), last.clone());
         Box::pin(async move {
             let turn = turn.await;
+            let of_look = policy.clone();
             let look = move || {
+                let policy = of_look;
                 let unit = match podman_socket(&root, &policy.socket) {
                     Some(path) => Err(Refusal::NotDocker(format!("podman ({path})"))),
                     None => listening_unit(&root, &policy, &last).ok_or(Refusal::StartsEngine),
@@ -321,13 +323,15 @@ fn consent(root: &Root, policy: &EnginePolicy, systemd: Option<Arc<Systemd>>) ->
                 drop(turn);
                 unit
             };
-            let unit = spawn_blocking(look).await.unwrap_or(Err(Refusal::StartsEngine))?;
+            let name = spawn_blocking(look).await.unwrap_or(Err(Refusal::StartsEngine))?;
             if contact == Contact::Request {
                 return Ok(());
             }
             // A message bus that hangs must not make the engine unreachable.
-            match timeout(SYSTEMD_WAIT, systemd.unit(&unit)).await {
-                Ok(Ok(unit)) if unit.active == "deactivating" => Err(Refusal::StartsEngine),
+            match timeout(SYSTEMD_WAIT, systemd.unit(&name)).await {
+                Ok(Ok(unit)) if unit.active == "deactivating" && is_unit_of(&unit, &policy) => {
+                    Err(Refusal::StartsEngine)
+                }
                 _ => Ok(()),
             }
         })

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use nix::unistd::geteuid;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::engine_socket::{engines, listens};
 use super::files::{read_number, read_text};
+use super::pidfd::{Signal, WatchedProcess};
 use super::proc_cmdline::{command_line, words};
 use super::{HostError, Root, footprint, process};
 use crate::model::engine::{CommandLine, EngineProcess, UnitState};
@@ -96,16 +96,15 @@ pub(super) fn unit_of(root: &Root, pid: &str) -> Option<String> {
 /// # Errors
 /// When the process `seen` no longer exists, or cannot be signalled.
 pub fn reload(root: &Root, seen: &EngineProcess, policy: &EnginePolicy) -> Result<(), HostError> {
-    let failed =
-        |source| HostError::Signal { program: policy.binary.clone(), pid: seen.pid, source };
-    let gone = || failed(io::ErrorKind::NotFound.into());
-    let pid = i32::try_from(seen.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
-    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
-    // Checked after the pidfd is open: it refers to the process `seen`, not to a later one with the same pid.
-    if engine_process(root, policy).as_ref() != Some(seen) {
-        return Err(gone());
+    let source = io::ErrorKind::NotFound.into();
+    let gone = || HostError::Signal { program: policy.binary.clone(), pid: seen.pid, source };
+    match WatchedProcess::of(root, seen.pid) {
+        // Checked with a reference at hand: it is to the process `seen`, not to a later one with the same pid.
+        Some(process) if engine_process(root, policy).as_ref() == Some(seen) => {
+            process.signal(Signal::HUP)
+        }
+        _ => Err(gone()),
     }
-    pidfd_send_signal(process, Signal::HUP).map_err(|e| failed(e.into()))
 }
 
 /// Arguments with which `unit` will start the daemon. Without a unit, those with which the agent starts it.
@@ -148,6 +147,13 @@ pub fn next_command_line(
         }
     }
     CommandLine::Known(expanded(args, &environment))
+}
+
+/// `true` if `unit` is one that starts the engine, and not one from which it was started by hand.
+pub fn is_unit_of(unit: &UnitState, policy: &EnginePolicy) -> bool {
+    unit.name == policy.unit
+        || unit.name == SNAP_UNIT && unit.load == "loaded"
+        || unit.args.first().is_some_and(|program| is_daemon(program, policy))
 }
 
 /// `true` if `program`, the name or path of an executable, is the engine's daemon.

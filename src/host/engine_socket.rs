@@ -13,8 +13,8 @@ use crate::model::engine::Init;
 use crate::model::engine_options::plain_run;
 use crate::model::policy::EnginePolicy;
 
-/// Unit of the engine that listens at its socket, else that of the settings: a connection starts nothing as long as that
-/// unit is not being stopped. `None` if a connection may start the engine: systemd may listen there in the engine's place
+/// Unit of the engine that listens at its socket, else that of the settings, as where systemd does not listen and the
+/// pid file is another: a connection starts nothing as long as that unit is not being stopped. `None` if a connection may start the engine: systemd may listen there in the engine's place
 /// (systemd.socket(5)), and then the engine must already listen too. An engine that is being stopped first closes the
 /// socket and then ends its containers: a connection in that time would start it again.
 ///

@@ -5,14 +5,15 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::blocking;
+use super::{blocking, blocking_within};
 use crate::docker::{Engine, EngineError};
 use crate::host::engine_process::{
-    SNAP_BINARY, SNAP_UNIT, config_path, engine_process, is_daemon, next_command_line,
+    SNAP_BINARY, SNAP_UNIT, config_path, engine_process, is_daemon, is_unit_of, next_command_line,
 };
 use crate::host::engine_socket::link_target;
 use crate::host::systemd::{Systemd, SystemdError};
@@ -41,6 +42,9 @@ const DATA_ROOT: &str = "/var/lib/docker";
 /// store.
 const CONTAINERS: &str = "containers";
 
+/// Timeout of reading the configuration of the storage's client, which lies wherever the settings say.
+const CONF_TIME: Duration = Duration::from_secs(1);
+
 /// Observer of the engine of one machine.
 #[derive(Debug)]
 pub struct EngineObserver<E> {
@@ -59,14 +63,29 @@ pub struct EngineObserver<E> {
 #[derive(Debug)]
 pub struct Needed {
     /// Addresses in the settings, each with its use.
-    pub of_settings: Vec<(String, IpAddr)>,
+    of_settings: Vec<(String, IpAddr)>,
     /// Identity of this host, with the controller's address.
-    pub identity: watch::Receiver<HostIdentity>,
+    identity: watch::Receiver<HostIdentity>,
     /// Configuration file of the storage's client, with the storage's addresses.
-    pub client_conf: CleanPath,
+    client_conf: CleanPath,
+    /// Addresses that were last read from that file.
+    of_storage: Mutex<Vec<IpAddr>>,
+    /// Place of the only read of that file, which may hang.
+    place: Arc<Semaphore>,
 }
 
 impl Needed {
+    /// Names the sources: addresses in the settings, this host's identity, and the configuration file of the storage's
+    /// client.
+    pub fn new(
+        of_settings: Vec<(String, IpAddr)>,
+        identity: watch::Receiver<HostIdentity>,
+        client_conf: CleanPath,
+    ) -> Needed {
+        let (of_storage, place) = (Mutex::default(), Arc::new(Semaphore::new(1)));
+        Needed { of_settings, identity, client_conf, of_storage, place }
+    }
+
     /// Addresses that are known without reading a file.
     fn known(&self) -> impl Iterator<Item = (String, IpAddr)> {
         let url = self.identity.borrow().send_command_url.parse::<HttpUrl>();
@@ -146,9 +165,7 @@ impl<E: QueryEngine> EngineObserver<E> {
         if let Some(name) = own {
             // The process may have been started within a unit of something else.
             let unit = self.systemd.unit(name).await?;
-            if unit.args.first().is_some_and(|program| is_daemon(program, &self.policy))
-                || name == SNAP_UNIT && unit.load == "loaded"
-            {
+            if is_unit_of(&unit, &self.policy) {
                 return Ok(unit);
             }
         }
@@ -217,13 +234,14 @@ impl<E: QueryEngine> EngineObserver<E> {
             return Ok(seen);
         }
         let (root, policy, init) = (self.root.clone(), self.policy.clone(), self.init.clone());
-        let conf = self.needed.as_ref().map(|needed| needed.client_conf.clone());
         let old = lock(&self.read).take();
         let look = move || {
             drop(old);
-            read(&root, &policy, conf.as_ref().map(CleanPath::as_str), init)
+            read(&root, &policy, init)
         };
-        let (seen, unchanged) = blocking(look).await?;
+        let (read, of_storage) = tokio::join!(blocking(look), self.of_storage());
+        let (mut seen, unchanged) = read?;
+        seen.network.needed = of_storage;
         let read = unchanged.map(|unchanged| (seen.clone(), unchanged));
         // A concurrent observation may have come first.
         let other = std::mem::replace(&mut *lock(&self.read), read);
@@ -231,6 +249,21 @@ impl<E: QueryEngine> EngineObserver<E> {
             blocking(move || drop(other)).await?;
         }
         Ok(seen)
+    }
+
+    /// Reads the storage's addresses; those of the last time if its client's configuration file hangs with its disk, or
+    /// another observation reads it.
+    async fn of_storage(&self) -> Vec<(String, IpAddr)> {
+        let Some(needed) = &self.needed else { return Vec::new() };
+        let (root, conf) = (self.root.clone(), needed.client_conf.clone());
+        let read = move || client_conf::addresses(&root, conf.as_str());
+        let read = blocking_within(&needed.place, CONF_TIME, read).await;
+        let mut known = lock(&needed.of_storage);
+        if let Some(Ok(addresses)) = read {
+            *known = addresses;
+        }
+        let use_of = |address: &IpAddr| ("the storage (target.client_conf)".to_string(), *address);
+        known.iter().map(use_of).collect()
     }
 
     /// Returns the files as read before, if unchanged since.
@@ -283,18 +316,12 @@ fn lock<T>(kept: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Reads files and procfs. Watches them only if an engine runs: those of a stopped engine are about to change.
-fn read(
-    root: &Root,
-    policy: &EnginePolicy,
-    client_conf: Option<&str>,
-    init: Init,
-) -> (EngineSeen, Option<Unchanged>) {
+fn read(root: &Root, policy: &EnginePolicy, init: Init) -> (EngineSeen, Option<Unchanged>) {
     let line = |process: Option<&EngineProcess>| {
         CommandLine::Known(process.map(|process| process.args.clone()).unwrap_or_default())
     };
     let unchanged = engine_process(root, policy).and_then(|process| {
-        let mut paths = paths(policy, config_path(&line(Some(&process)), policy));
-        paths.extend(client_conf.map(str::to_string));
+        let paths = paths(policy, config_path(&line(Some(&process)), policy));
         Unchanged::since_now(root, &paths, Some(process.pid))
     });
     let process = engine_process(root, policy);
@@ -322,7 +349,7 @@ fn read(
         network: NodeNetwork {
             routes: routes::routes(root),
             name_servers: routes::name_servers(root),
-            needed: client_conf.map_or(Vec::new(), |path| of_storage(root, path)),
+            needed: Vec::new(),
         },
     };
     (seen, unchanged)
@@ -332,12 +359,6 @@ fn read(
 fn has_run(root: &Root, options: &EngineOptions<'_>) -> bool {
     let data_root = options.text("data-root").or(options.text("graph")).unwrap_or(DATA_ROOT);
     root.path(data_root).join(CONTAINERS).exists()
-}
-
-/// Addresses of the storage in the configuration file of its client.
-fn of_storage(root: &Root, path: &str) -> Vec<(String, IpAddr)> {
-    let addresses = client_conf::addresses(root, path).into_iter();
-    addresses.map(|address| ("the storage (target.client_conf)".to_string(), address)).collect()
 }
 
 /// Paths to watch: possible executables of the engine and of package managers, the pid file and the engine's
