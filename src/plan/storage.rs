@@ -55,18 +55,16 @@ fn refusal(
     if let Some(name) = unlisted(wanted.packages(), &policy.packages) {
         return changeable(format!("storage.packages does not list the package {name}"));
     }
-    if let Some(name) = unlisted(wanted.repositories(), &policy.repositories) {
-        return changeable(format!("storage.repositories does not list the repository {name}"));
-    }
     let chosen = wanted.repositories().join(" and ");
-    let by_apt = seen.manager == Some(PackageManager::Apt) && !chosen.is_empty();
-    by_apt.then(|| {
-        format!(
+    if seen.manager == Some(PackageManager::Apt) && !chosen.is_empty() {
+        return Some(format!(
             "the call requires it from {chosen} alone (zstackRepo), as yum, dnf and zypper can install, but not apt-get: \
              run `apt-get install {}` by hand, with the storage's packages in apt's sources, then call again",
             wanted.packages().join(" ")
-        )
-    })
+        ));
+    }
+    let unlisted = unlisted(wanted.repositories(), &policy.repositories)?;
+    changeable(format!("storage.repositories does not list the repository {unlisted}"))
 }
 
 fn not_allowed(wanted: &Dependencies, why: &str) -> Fault {
