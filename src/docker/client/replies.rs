@@ -37,13 +37,15 @@ pub(super) async fn each(
     mut take: impl FnMut(&Value) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let (mut body, mut unread) = (response.into_body(), Vec::<u8>::new());
-    let mut scanner = Scanner::default();
+    let (mut scanner, mut parsed) = (Scanner::default(), 0);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         unread.extend_from_slice(&data);
-        if scanner.has_end(&data) {
+        // Without an end too when there is twice as much: what is no JSON need not have one.
+        if scanner.has_end(&data) || unread.len() > 2 * parsed {
             let read = pass(&unread, &mut take)?;
             unread.drain(..read);
+            parsed = unread.len();
         }
         if unread.len() > MOST_BYTES {
             let text = format!("more than {MOST_BYTES} bytes without an end of the value");
