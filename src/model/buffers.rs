@@ -15,9 +15,11 @@ use super::target::TargetName;
 /// bursts makes the target degraded once, not with each burst.
 pub const EXHAUSTED_FOR: Duration = Duration::from_secs(60);
 
-/// Explanation of a session that a target does not start although the virtual machine has set up its queues.
-pub const NO_ROOM: &str = "the target did not start its session: SPDK lacks I/O buffers for one more connected disk (each \
-    takes 256 small and 32 large ones: 32 disks where nothing set the pools); set larger ones and recreate the target \
+/// Explanation of a session that a target does not start although the virtual machine has set up its queues. The target
+/// does not say which of its causes it is.
+pub const NOT_STARTED: &str = "the target did not start its session, mostly for want of I/O buffers in SPDK, where each \
+    connected disk takes 256 small and 32 large ones (32 disks where nothing set the pools); see iobuf and \"I/O channel\" in \
+    its log: disconnect another disk and restart this VM, or set larger pools and recreate the target \
     (operations.md, \"I/O buffers\")";
 
 /// Small buffers of a target that sets no number of them (`iobuf_set_options`); each has 8 KiB.

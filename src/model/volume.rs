@@ -133,8 +133,8 @@ pub struct ControllerSeen {
 /// Session of a connected virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionSeen {
-    /// Number of the connection; the target gives it to another one later.
-    pub id: u64,
+    /// Numbers of the connection in the target and of the session in its controller, which SPDK does not use again.
+    pub id: (u64, u64),
     /// Set if the session's queues run.
     pub started: bool,
     /// Number of queues that the virtual machine has set up.

@@ -17,9 +17,10 @@ const SHORT: Duration = Duration::from_secs(1);
 const LOSES: (u32, u32) = (7, 2);
 const LOSES_NO_MORE: (u32, u32) = (8, 2);
 
-/// `true` if the guest's QEMU is known, and of a version that loses no reconnect.
-pub fn keeps_reconnects(guest: &Guest) -> bool {
-    guest.qemu.as_ref().is_some_and(|version| !loses_reconnects(version))
+/// `true` unless the guest's QEMU is known, and of a version that loses no reconnect.
+pub fn may_lose_reconnects(guest: Option<&Guest>) -> bool {
+    let version = guest.and_then(|guest| guest.qemu.as_ref());
+    version.is_none_or(|version| loses_reconnects(version))
 }
 
 /// Records in `status` how the guest of a connected volume reconnects, with the findings about that; returns the new

@@ -4,7 +4,7 @@
 //! deleted: a target may hang in that for ever, or leave the guest with I/O errors
 //! (packaging/doc/facts.md, "Traps").
 
-use crate::model::buffers::NO_ROOM;
+use crate::model::buffers::NOT_STARTED;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
 use crate::model::names::TargetName;
@@ -156,7 +156,7 @@ pub fn evaluate(seen: &VolumeSeen, unstarted: Option<SessionFault>) -> (VolumeSt
     match &seen.controller {
         None => state(VolumeState::Pending, "its controller is not there yet"),
         Some(_) if unstarted == Some(SessionFault::Refused) => {
-            state(VolumeState::Stuck, &format!("a virtual machine is connected, and {NO_ROOM}"))
+            state(VolumeState::Stuck, &format!("a virtual machine is connected, and {NOT_STARTED}"))
         }
         Some(_) if unstarted == Some(SessionFault::Silent) => state(
             VolumeState::Stuck,

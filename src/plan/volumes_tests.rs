@@ -15,7 +15,7 @@ fn bdev(file: &str) -> BdevSeen {
 }
 
 fn controller(bdev: &str, sessions: usize) -> ControllerSeen {
-    let session = SessionSeen { id: 0, started: true, queues: 1 };
+    let session = SessionSeen { id: (0, 0), started: true, queues: 1 };
     ControllerSeen {
         bdev: Some(bdev.to_string()),
         read_only: false,
@@ -133,7 +133,7 @@ fn session_that_does_not_start_makes_its_volume_stuck() {
     for (fault, part) in [
         (SessionFault::Silent, "needs a restart"),
         (SessionFault::Silent, "unless that VM is paused"),
-        (SessionFault::Refused, "lacks I/O buffers"),
+        (SessionFault::Refused, "want of I/O buffers"),
     ] {
         let (state, reason) = evaluate(&seen, Some(fault));
         assert_eq!(state, VolumeState::Stuck);
@@ -151,7 +151,7 @@ fn any_seen() -> impl Strategy<Value = VolumeSeen> {
     let bdev = proptest::option::of(bdev);
     let name = prop_oneof![Just(None), Just(Some("v".to_string())), Just(Some("w".to_string()))];
     let session = (any::<bool>(), 0..3u64).prop_map(|(started, queues)| SessionSeen {
-        id: 0,
+        id: (0, 0),
         started,
         queues,
     });

@@ -95,9 +95,12 @@ pub struct Block {
 /// Connection of a virtual machine to a controller.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Session {
-    /// Number of the connection.
+    /// Number of the connection; another one gets it later.
     #[serde(default)]
     pub vid: u64,
+    /// Number of the session in its controller.
+    #[serde(default)]
+    pub id: u64,
     /// Set while the session's queues run.
     #[serde(default)]
     pub started: bool,

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use crate::model::volume::SessionSeen;
 use crate::plan::volumes::SessionFault;
 
-/// Sessions of a volume, as long as its target lives.
+/// Sessions of a volume.
 #[derive(Debug, Default)]
 pub(super) struct VolumeSessions {
-    sessions: BTreeMap<u64, ObservedSession>,
-    /// Set once the volume was observed: a session that comes later is a new one.
+    sessions: BTreeMap<(u64, u64), ObservedSession>,
+    /// Set once the volume was observed in the process that serves: a session that comes later is a new one.
     is_observed: bool,
-    /// Set if the QEMU of the volume is of a version that loses no reconnect.
-    keeps_reconnects: bool,
+    /// Set unless the QEMU of the volume is of a version that loses no reconnect; `None` before it was looked for.
+    may_lose_reconnects: Option<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -48,31 +48,42 @@ impl VolumeSessions {
                 (false, 0) => Some(SessionFault::Silent)
                     .filter(|_| session.may_be_returned && !session.has_run),
             };
-            let since = session.unstarted.map_or(now, |(_, since)| since);
+            let before = session.unstarted.filter(|(before, _)| Some(*before) == fault);
+            let since = before.map_or(now, |(_, since)| since);
             session.unstarted = fault.map(|fault| (fault, since));
         }
     }
 
-    /// Notes the version of the QEMU that was started with the volume: `true` if it loses no reconnect, `false` if it may
-    /// or is unknown.
-    pub(super) fn note_guest(&mut self, keeps_reconnects: bool) {
-        self.keeps_reconnects = keeps_reconnects;
+    /// Notes the result of looking for the QEMU that was started with the volume.
+    pub(super) fn note_guest(&mut self, may_lose_reconnects: bool) {
+        self.may_lose_reconnects = Some(may_lose_reconnects);
+    }
+
+    /// Notes the exit of the target, and with it the end of all sessions.
+    pub(super) fn exited(&mut self) {
+        self.sessions.clear();
+        self.is_observed = false;
     }
 
     /// Fault of a session that has not started for the time `after`.
     pub(super) fn fault(&self, now: Instant, after: Duration) -> Option<SessionFault> {
         let late = |since: Instant| now.saturating_duration_since(since) >= after;
-        self.faults().find(|(_, since)| late(*since)).map(|(fault, _)| fault)
+        let may_be_lost = self.may_lose_reconnects == Some(true);
+        let mut unstarted = self.unstarted();
+        let is_fault = |(fault, since): &(SessionFault, Instant)| {
+            late(*since) && (*fault == SessionFault::Refused || may_be_lost)
+        };
+        unstarted.find(is_fault).map(|(fault, _)| fault)
     }
 
-    /// `true` if a session may have a fault before long.
+    /// `true` if a session has not started that may, or may turn out to be at fault.
     pub(super) fn has_unstarted(&self) -> bool {
-        self.faults().next().is_some()
+        let is_fine = self.may_lose_reconnects == Some(false);
+        self.unstarted().any(|(fault, _)| fault == SessionFault::Refused || !is_fine)
     }
 
-    fn faults(&self) -> impl Iterator<Item = (SessionFault, Instant)> {
-        let all = self.sessions.values().filter_map(|session| session.unstarted);
-        all.filter(|(fault, _)| !(self.keeps_reconnects && *fault == SessionFault::Silent))
+    fn unstarted(&self) -> impl Iterator<Item = (SessionFault, Instant)> {
+        self.sessions.values().filter_map(|session| session.unstarted)
     }
 }
 
@@ -83,13 +94,13 @@ mod tests {
     const AFTER: Duration = Duration::from_secs(3);
 
     fn session(started: bool, queues: u64) -> SessionSeen {
-        SessionSeen { id: 7, started, queues }
+        SessionSeen { id: (7, 0), started, queues }
     }
 
     /// Fault after the observations, one in each second: `returning`, and the session, if there is one.
     fn fault(observed: &[(bool, Option<SessionSeen>)]) -> Option<SessionFault> {
-        let (mut sessions, begin) = (VolumeSessions::default(), Instant::now());
-        let mut now = begin;
+        let (mut sessions, mut now) = (VolumeSessions::default(), Instant::now());
+        sessions.note_guest(true);
         for (returning, seen) in observed {
             sessions.note(seen.as_slice(), *returning, now);
             now += Duration::from_secs(1);
@@ -98,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn session_that_stays_silent_is_lost_only_if_it_may_have_been_there_before() {
+    fn silent_session_is_lost_only_if_it_was_there_before() {
         let silent = Some(session(false, 0));
         let runs = Some(session(true, 1));
         for (observed, expected) in [
@@ -145,25 +156,43 @@ mod tests {
     }
 
     #[test]
-    fn session_with_queues_that_does_not_start_is_refused_whoever_it_is() {
+    fn session_with_queues_that_does_not_start_is_refused() {
         let refused = Some(session(false, 1));
         for first in [None, refused, Some(session(true, 1))] {
             let observed = [(false, first), (false, refused), (false, refused), (false, refused)];
             assert_eq!(fault(&observed), Some(SessionFault::Refused), "{first:?}");
         }
-        // v24.01 takes a second to start a session.
+        // v24.01 takes a second to start a session, also one that was silent for long.
+        let silent = Some(session(false, 0));
         assert_eq!(fault(&[(false, refused), (false, refused)]), None);
+        assert_eq!(fault(&[(true, silent), (true, silent), (true, silent), (true, refused)]), None);
     }
 
     #[test]
-    fn qemu_that_loses_no_reconnect_is_silent_for_another_reason() {
+    fn silent_session_is_lost_only_with_a_qemu_that_may_lose_it() {
         let (mut sessions, now) = (VolumeSessions::default(), Instant::now());
-        sessions.note(&[session(false, 0), SessionSeen { id: 8, ..session(false, 1) }], true, now);
+        let fault = |sessions: &VolumeSessions| sessions.fault(now + AFTER, AFTER);
+        let other = SessionSeen { id: (8, 1), ..session(false, 1) };
+        sessions.note(&[session(false, 0), other], true, now);
+        assert_eq!(fault(&sessions), Some(SessionFault::Refused));
+        sessions.note(&[session(false, 0)], true, now);
+        assert_eq!(fault(&sessions), None, "nobody has looked for the QEMU yet");
+        assert!(sessions.has_unstarted());
         sessions.note_guest(true);
-        assert_eq!(sessions.fault(now + AFTER, AFTER), Some(SessionFault::Refused));
-        sessions.note(&[session(false, 0)], true, now + AFTER);
-        assert!(!sessions.has_unstarted());
+        assert_eq!(fault(&sessions), Some(SessionFault::Silent));
         sessions.note_guest(false);
-        assert_eq!(sessions.fault(now + AFTER, AFTER), Some(SessionFault::Silent));
+        assert!(fault(&sessions).is_none() && !sessions.has_unstarted());
+        sessions.exited();
+        sessions.note(&[session(false, 0)], true, now);
+        assert_eq!(fault(&sessions), None, "its version is still known");
+    }
+
+    #[test]
+    fn number_that_is_used_again_is_that_of_another_session() {
+        let (mut sessions, now) = (VolumeSessions::default(), Instant::now());
+        sessions.note_guest(true);
+        sessions.note(&[session(false, 0)], true, now);
+        sessions.note(&[SessionSeen { id: (7, 1), ..session(false, 0) }], false, now);
+        assert_eq!(sessions.fault(now + AFTER, AFTER), None);
     }
 }

@@ -12,8 +12,13 @@ use crate::model::status::VolumeTally;
 use crate::model::volume::{
     VolumeName, VolumeSeen, VolumeSpec, VolumeSpecs, VolumeState, VolumeStatus, Volumes,
 };
-use crate::plan::guests::{keeps_reconnects, see};
+use crate::plan::guests::{may_lose_reconnects, see};
 use crate::plan::volumes::evaluate;
+
+/// Time after volumes were made again in which their guests come back.
+pub(super) const RETURN_TIME: Duration = Duration::from_secs(30);
+/// That time for a guest of which is known that it was connected, and that it has not come back.
+const RETURN_AT_MOST: Duration = Duration::from_secs(600);
 
 /// Volumes of one target, with their status.
 #[derive(Debug, Default)]
@@ -30,8 +35,8 @@ pub(super) struct VolumeObservation<'a> {
     pub(super) at: String,
     pub(super) sockets: &'a CleanPath,
     pub(super) stuck_after: Duration,
-    /// Set while guests of an earlier process of the target may come back.
-    pub(super) returning: bool,
+    /// Time since the volumes were made again in a new process of the target; `None` if they were not.
+    pub(super) remade: Option<Duration>,
 }
 
 impl VolumeStatuses {
@@ -41,7 +46,7 @@ impl VolumeStatuses {
 
     /// Notes the exit of the target: no volume serves, and a VM that was connected waits for it.
     pub(super) fn exited(&mut self, at: &str) {
-        self.sessions.clear();
+        self.sessions.values_mut().for_each(VolumeSessions::exited);
         for status in self.statuses.values_mut() {
             status.disconnected |= status.sessions > 0;
             status.sessions = 0;
@@ -86,7 +91,8 @@ impl VolumeStatuses {
         let Some(status) = self.statuses.get_mut(&spec.name) else { return };
         let connected = seen.controller.as_ref().map_or(&[][..], |it| &it.sessions);
         let sessions = self.sessions.entry(spec.name.clone()).or_default();
-        sessions.note(connected, look.returning || status.disconnected, look.now);
+        let most = if status.disconnected { RETURN_AT_MOST } else { RETURN_TIME };
+        sessions.note(connected, look.remade.is_some_and(|since| since < most), look.now);
         let (state, reason) = match fault {
             Some(fault) => (VolumeState::Degraded, fault.text.clone()),
             None => evaluate(seen, sessions.fault(look.now, look.stuck_after)),
@@ -106,7 +112,7 @@ impl VolumeStatuses {
             if let (Some(guest), Some(sessions)) =
                 (guests.get(&status.socket_path), self.sessions.get_mut(name))
             {
-                sessions.note_guest(guest.as_ref().is_some_and(keeps_reconnects));
+                sessions.note_guest(may_lose_reconnects(guest.as_ref()));
             }
             news.extend(see(name, status, guests));
         }
@@ -185,7 +191,7 @@ mod tests {
 
     fn seen(sessions: &[(bool, u64)]) -> VolumeSeen {
         let session = |(started, queues): &(bool, u64)| SessionSeen {
-            id: 0,
+            id: (0, 0),
             started: *started,
             queues: *queues,
         };
@@ -215,7 +221,7 @@ mod tests {
                 at: format!("second {seconds}"),
                 sockets: &sockets,
                 stuck_after: STUCK_AFTER,
-                returning: false,
+                remade: None,
             };
             statuses.keep(&[(spec.name.clone(), spec.clone())].into(), &look);
             statuses.note(&spec, seen, fault, &look);
@@ -227,7 +233,7 @@ mod tests {
     #[test]
     fn a_session_that_does_not_start_for_long_is_stuck_and_one_that_does_late_is_not() {
         let (mut statuses, note) = statuses();
-        let unstarted = seen(&[(false, 0)]);
+        let unstarted = seen(&[(false, 1)]);
         assert_eq!(note(&mut statuses, 0, &unstarted, None).state, VolumeState::Serving);
         assert!(statuses.awaits_sessions());
         assert_eq!(note(&mut statuses, 2, &unstarted, None).state, VolumeState::Serving);
@@ -300,7 +306,7 @@ mod tests {
             at: String::new(),
             sockets: &sockets,
             stuck_after: STUCK_AFTER,
-            returning: false,
+            remade: None,
         };
         statuses.keep(&none, &look);
         assert_eq!(statuses.tally(), VolumeTally::default());

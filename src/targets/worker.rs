@@ -177,8 +177,8 @@ impl<C: Containers> Worker<C> {
         (self.answered, self.passed, self.logged) = (None, None, None);
         self.status.change(|known| {
             (known.trouble, known.in_place, known.next_pass) = (None, None, None);
-            (known.controllers_made, known.volumes) =
-                (None, super::volume_statuses::VolumeStatuses::default());
+            (known.controllers_made, known.volumes_remade) = (None, None);
+            known.volumes = super::volume_statuses::VolumeStatuses::default();
         });
     }
 

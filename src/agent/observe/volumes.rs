@@ -236,7 +236,7 @@ impl VolumeObserver {
 fn seen(controller: Controller) -> (String, ControllerSeen) {
     let block = controller.backend_specific.block.unwrap_or_default();
     let session = |session: &crate::spdk::disks::Session| SessionSeen {
-        id: session.vid,
+        id: (session.vid, session.id),
         started: session.started,
         queues: session.max_queues,
     };

@@ -105,10 +105,13 @@ impl Canary {
         Ok(all.into_iter().find(|one| one.ctrlr == self.name))
     }
 
-    /// Looks at the time `at` whether the target has refused to start the connected session. Returns `false` if the target
-    /// does not answer by `by`.
+    /// Looks at the time `at` whether the target has refused to start the connected session. Returns `false` if that time is
+    /// after `by`, or the target does not answer by then.
     pub(super) async fn is_refused(&self, at: Instant, by: Instant) -> bool {
-        sleep_until(at).await;
+        sleep_until(at.min(by)).await;
+        if at >= by {
+            return false;
+        }
         let seen = self.seen(by).await.ok().flatten();
         let sessions = seen.map(|seen| seen.sessions).unwrap_or_default();
         sessions.iter().any(|session| !session.started && session.max_queues > 0)

@@ -151,7 +151,7 @@ async fn a_controller_with_a_lasting_session_is_reported_and_kept() {
     let fault = deep.error.unwrap();
     assert_eq!(fault.code, Code::DeepIoFailed);
     assert!(fault.text.contains("not done in time"), "{fault}");
-    assert!(!fault.text.contains("lacks I/O buffers"), "{fault}");
+    assert!(!fault.text.contains("want of I/O buffers"), "{fault}");
     assert!(fault.text.contains("stays on the target"), "{fault}");
     assert!(played.was_asked("vhost_create_blk_controller", "vhost-agent-probe-"));
     assert!(!played.was_asked("vhost_delete_controller", ""), "{:?}", played.calls());
@@ -159,11 +159,11 @@ async fn a_controller_with_a_lasting_session_is_reported_and_kept() {
 }
 
 #[tokio::test]
-async fn target_that_has_no_room_for_the_session_is_reported_with_the_reason() {
+async fn target_that_does_not_start_the_session_is_reported() {
     let (_played, control) = Played { refuses: true, ..Played::new("SPDK v26.05", None) }.serve();
-    let fault = probe(SECOND, ordinary).prove(&control).await.error.unwrap();
+    let fault = probe(5 * SECOND, ordinary).prove(&control).await.error.unwrap();
     assert_eq!(fault.code, Code::DeepIoFailed);
-    assert!(fault.text.contains("lacks I/O buffers for one more connected disk"), "{fault}");
+    assert!(fault.text.contains("want of I/O buffers"), "{fault}");
 }
 
 #[tokio::test]

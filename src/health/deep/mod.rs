@@ -34,7 +34,7 @@ pub use served::ServedTarget;
 
 use crate::host::shared_memory::{Pages, SharedMemory};
 use crate::host::{HostError, Root};
-use crate::model::buffers::NO_ROOM;
+use crate::model::buffers::NOT_STARTED;
 use crate::model::code::Code;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenIo};
 use crate::model::fault::{Fault, chain};
@@ -55,6 +55,8 @@ const BUILT_IN: &str = "vhost-agent target";
 const CONNECT: Duration = Duration::from_millis(500);
 /// Time that the blocking thread gets to notice that its connection was shut down.
 const NOTICE: Duration = Duration::from_millis(500);
+/// Longest time from a connection to the start of its session: SPDK v24.01 looks once a second.
+const START_TIME: Duration = Duration::from_millis(1500);
 /// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -164,15 +166,16 @@ impl Inner {
         let io = async {
             let paths = canary.make(&self.root, control, io_by).await?;
             let stream = connect(&paths, io_by).await?;
+            let look = (io_by - self.within / 10).max(Instant::now() + START_TIME);
             let used = use_disk(stream, memory, io_by);
             tokio::pin!(used);
-            // Late, for v24.01 takes a second to start a session; its connection ends with the I/O.
             let is_refused = tokio::select! {
                 used = &mut used => return used,
-                it = canary.is_refused(io_by - self.within / 10, io_by) => it,
+                // The I/O is pinned and goes on; of a look that is dropped, the reply is passed over.
+                it = canary.is_refused(look, io_by) => it,
             };
             used.await.map_err(|fault| match is_refused {
-                true => Fault::new(fault.code, format!("{}: {NO_ROOM}", fault.text)),
+                true => Fault::new(fault.code, format!("{}: {NOT_STARTED}", fault.text)),
                 false => fault,
             })
         };

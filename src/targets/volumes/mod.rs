@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(super) use self::quarantine::VolumeQuarantine;
-use super::volume_statuses::{VolumeObservation, VolumeStatuses};
+use super::volume_statuses::{RETURN_TIME, VolumeObservation, VolumeStatuses};
 use super::worker::Worker;
 use crate::agent::observe::volumes::VolumesLocation;
 use crate::docker::Containers;
@@ -22,17 +22,10 @@ use crate::model::target::TargetSpec;
 use crate::model::volume::{VolumeName, VolumeSeen, VolumeSpec, VolumeStep};
 use crate::plan::volumes::bring_up;
 
-/// Time after controllers were made in which their guests are observed often.
-const RETURN_TIME: Duration = Duration::from_secs(30);
 /// Pause between two passes during [`RETURN_TIME`].
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
 /// Time that a new process may take to serve a connection: SPDK v24.01 looks for new controllers once a second.
 const SERVE_TIME: Duration = Duration::from_secs(3);
-
-/// `true` while guests come back to controllers that were made at that time.
-fn is_recent(controllers_made: Option<Instant>) -> bool {
-    controllers_made.is_some_and(|made| made.elapsed() < RETURN_TIME)
-}
 
 impl<C: Containers> Worker<C> {
     /// Reconciles the volumes, if the target serves and a pass is due.
@@ -68,8 +61,8 @@ impl<C: Containers> Worker<C> {
                 if known.exits != exits {
                     return;
                 }
-                let returning =
-                    known.volumes.awaits_sessions() && is_recent(known.controllers_made);
+                let lately = known.controllers_made.is_some_and(|it| it.elapsed() < RETURN_TIME);
+                let returning = known.volumes.awaits_sessions() && lately;
                 known.next_pass = Some(now + if returning { RETURN_PAUSE } else { interval });
                 (known.in_place, known.trouble) = (Some(pid), None);
             });
@@ -200,7 +193,12 @@ impl<C: Containers> Worker<C> {
         }
         self.remember_making(BTreeSet::new()).await;
         if created.iter().any(|name| !failed.contains_key(name)) {
-            self.status.change(|known| known.controllers_made = Some(Instant::now()));
+            let now = Some(Instant::now());
+            let remade = returns && !self.is_in_place();
+            self.status.change(|known| {
+                known.controllers_made = now;
+                known.volumes_remade = if remade { now } else { known.volumes_remade };
+            });
         }
         let made = planned.saturating_sub(failed.len());
         faults.extend(failed);
@@ -261,7 +259,7 @@ impl<C: Containers> Worker<C> {
             at: super::now(),
             sockets: &place.sockets,
             stuck_after: self.parts.policy.volumes.stuck_after,
-            returning: self.status.read(|known| is_recent(known.controllers_made)),
+            remade: self.status.read(|known| known.volumes_remade).map(|at| at.elapsed()),
         };
         let (wanted, none) = (self.parts.desired.volumes(self.name()), VolumeSeen::default());
         let has_degraded = self.status.change(|known| {

@@ -149,7 +149,7 @@ impl<C: Containers> Worker<C> {
             at: now(),
             sockets: &place.sockets,
             stuck_after: self.parts.policy.volumes.stuck_after,
-            returning: false,
+            remade: None,
         };
         let wanted = self.parts.desired.volumes(self.name());
         self.status.change(|known| {
