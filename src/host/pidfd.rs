@@ -105,6 +105,16 @@ pub(super) fn open(pid: u32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()
 }
 
+/// `true` if the kernel has pidfds, without which nothing that is read is kept.
+#[cfg(test)]
+pub fn is_there() -> bool {
+    let is_there = open(std::process::id()).is_some();
+    if !is_there {
+        println!("SKIPPED: this kernel has no pidfds");
+    }
+    is_there
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
