@@ -349,7 +349,9 @@ class Node:
         if pages_before is not None:
             same('pages', pages(), pages_before)
         # The evidence of one exit, and not of all before it.
-        long = [line for line in LOG.read_text().splitlines() if line.count('exits again and again') > 1]
+        # The field `error` has what the message has.
+        messages = [line.partition('"error":')[0] for line in LOG.read_text().splitlines()]
+        long = [message for message in messages if message.count('exits again and again') > 1]
         same('evidence within evidence', long[:1], [])
         deadline = time.monotonic() + 10
         while (left := self.left_in_state()) and time.monotonic() < deadline:
