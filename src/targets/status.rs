@@ -63,7 +63,7 @@ pub(super) struct Known {
     pub(super) in_place: Option<u32>,
     /// Time at which controllers were last made in the target.
     pub(super) controllers_made: Option<Instant>,
-    /// Time at which the volumes were last made again in a new process.
+    /// Time at which volumes were last reconciled in a process for the first time, as far as this agent knows.
     pub(super) volumes_remade: Option<Instant>,
     /// Time of the next pass over the volumes.
     pub(super) next_pass: Option<Instant>,

@@ -35,7 +35,7 @@ pub(super) struct VolumeObservation<'a> {
     pub(super) at: String,
     pub(super) sockets: &'a CleanPath,
     pub(super) stuck_after: Duration,
-    /// Time since the volumes were made again in a new process of the target; `None` if they were not.
+    /// Time since they were first reconciled in this process of the target; `None` if there were none then.
     pub(super) remade: Option<Duration>,
 }
 

@@ -135,6 +135,10 @@ impl<C: Containers> Worker<C> {
         let Some(place) = self.place() else { return Ok(Passed::default()) };
         let look = parts.volume_observer.look(&place, &specs);
         let mut before = self.unless_stuck(look).await??;
+        // Also where an agent that died had made them: their guests may still be on their way.
+        if returns && !self.is_in_place() && !specs.is_empty() {
+            self.status.change(|known| known.volumes_remade = Some(Instant::now()));
+        }
         let lone = specs.iter().filter(|spec| before.get(&spec.name).is_some_and(is_lone));
         let lone: Vec<VolumeSpec> = lone.cloned().collect();
         if !lone.is_empty() {
@@ -193,12 +197,7 @@ impl<C: Containers> Worker<C> {
         }
         self.remember_making(BTreeSet::new()).await;
         if created.iter().any(|name| !failed.contains_key(name)) {
-            let now = Some(Instant::now());
-            let remade = returns && !self.is_in_place();
-            self.status.change(|known| {
-                known.controllers_made = now;
-                known.volumes_remade = if remade { now } else { known.volumes_remade };
-            });
+            self.status.change(|known| known.controllers_made = Some(Instant::now()));
         }
         let made = planned.saturating_sub(failed.len());
         faults.extend(failed);
