@@ -486,3 +486,145 @@ async fn a_write_that_is_cut_short_keeps_what_it_has_found() {
     let after = files.read(key).unwrap().total;
     assert!((before.total..wanted).contains(&after), "{after} of {wanted}");
 }
+
+/// Starts an agent in the background and waits until it is ready; `call METHOD PATH [BODY]` prints the status of the answer,
+/// which is in `$answer`, and `total_is N` waits until the pool has N pages.
+const SERVING: &str = r#"
+serve() {
+  (exec_agent serve --listen 127.0.0.1:0) 2>>"$dir/log.txt" & agent=$!
+  until curl -sf -o /dev/null --unix-socket "$dir/agent.sock" http://a/readyz; do kill -0 $agent || exit 9; sleep 0.02; done
+}
+call() {
+  curl -s -o "$answer" -w '%{http_code}' --unix-socket "$dir/agent.sock" -X "$1" ${3:+--json "$3"} "http://a$2"
+}
+reserve() { call POST /v1/reservations "{\"name\": \"$1\", \"memory\": [{\"sizeMib\": 2, \"pages\": $2}]$3}"; }
+total_is() {
+  for i in $(seq 500); do [ "$(cat "$pool/nr_hugepages")" = "$1" ] && return; sleep 0.02; done
+  echo "the pool has $(cat "$pool/nr_hugepages") pages, not $1, $2" >&2; cat "$answer" "$dir/log.txt" >&2; exit 1
+}
+is() { [ "$1" = "$2" ] || { echo "$1, not $2: $3" >&2; cat "$answer" "$dir/log.txt" >&2; exit 1; }; }
+"#;
+
+/// Runs a script beside an agent that serves; it must succeed.
+fn beside_agent(pools: &Pools, settings: &str, script: &str) {
+    let dir = pools.dir.path().display();
+    let begin =
+        format!("dir={dir} pool={POOL} answer={dir}/answer\n{SERVING}free={}\n", unpromised());
+    let script =
+        format!("{begin}total={}\n{script}\nkill $agent; wait $agent", counter("nr_hugepages"));
+    let settings = pools.mounts_here() + "engine.manage = false\n" + settings;
+    let output = pools.script(&settings, &script);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn reserved_pages_are_kept_free_until_their_guest_has_them_and_given_back_after_it() {
+    let Some(pools) = Pools::hold() else { return };
+    let before = counter("nr_hugepages");
+    beside_agent(
+        &pools,
+        "",
+        r#"
+serve
+is "$(reserve vm-1 $((free + 50)))" 201 new
+total_is $((total + 50)) 'for the reservation'
+is "$(jq -r .state "$answer")" open state
+is "$(reserve vm-1 $((free + 50)))" 200 renewed
+is "$(reserve vm-1 $((free + 51)))" 409 'of other pages'
+is "$(reserve a/b 1)" 400 'malformed name'
+agent prepare --no-engine --pages 10 >/dev/null
+total_is $((total + 60)) 'as a prepare counts no reserved page'
+agent reclaim --dry-run >/dev/null
+fallocate --length $(((free + 50) * 2))MiB "$dir/huge/guest"
+sleep 1000 & guest=$!
+is "$(call POST /v1/reservations/vm-1/claim '{"pid": 4194303}')" 409 'no such process'
+is "$(call POST /v1/reservations/vm-1/claim "{\"pid\": $guest}")" 200 claimed
+is "$(jq -r .pid "$answer")" "$guest" pid
+is "$(reserve vm-1 $((free + 50)))" 409 'claimed already'
+is "$(reserve vm-2 20)" 201 'the second guest'
+total_is $((total + 70)) 'ten pages more than those that were prepared'
+is "$(call DELETE /v1/reservations/vm-2)" 204 released
+is "$(call DELETE /v1/reservations/vm-2)" 204 'released twice'
+total_is $((total + 60)) 'as the prepared ones stay'
+rm "$dir/huge/guest"
+kill $guest; wait $guest
+total_is $((total + 10)) 'after the guest has ended'
+is "$(call GET /v1/reservations)" 200 list
+is "$(jq '.reservations | length' "$answer")" 0 reservations
+is "$(call GET /v1/reservations/vm-1)" 404 gone
+agent reclaim >/dev/null
+total_is "$total" reclaimed"#,
+    );
+    assert_eq!(counter("nr_hugepages"), before);
+}
+
+#[test]
+fn reservations_outlive_the_agent_and_end_with_their_lease() {
+    let Some(pools) = Pools::hold() else { return };
+    let before = counter("nr_hugepages");
+    beside_agent(
+        &pools,
+        "",
+        r#"
+serve
+is "$(reserve vm-1 $((free + 40)))" 201 new
+is "$(reserve vm-2 30 ', "leaseSeconds": 2')" 201 'a short lease'
+total_is $((total + 70)) 'for both'
+total_is $((total + 40)) 'once the lease has run out'
+is "$(call GET /v1/reservations/vm-2)" 404 'ended'
+kill -KILL $agent; wait $agent
+serve
+is "$(call GET /v1/reservations/vm-1)" 200 'known to the next agent'
+agent reclaim >/dev/null
+total_is $((total + 40)) 'as a reclaim leaves reserved pages'
+is "$(call DELETE /v1/reservations/vm-1)" 204 released
+total_is "$total" 'given back'"#,
+    );
+    assert_eq!(counter("nr_hugepages"), before);
+}
+
+#[test]
+fn reserve_for_arrivals_is_filled_taken_by_arrivals_alone_and_filled_again() {
+    let Some(pools) = Pools::hold() else { return };
+    let before = counter("nr_hugepages");
+    let reserve = unpromised() + 30;
+    beside_agent(
+        &pools,
+        &format!("pools.arrival_reserve = {reserve}\n"),
+        r#"
+reserve=$((free + 30))
+serve
+total_is $((total + 30)) 'for arrivals'
+is "$(reserve vm-1 5)" 201 'a guest that starts'
+total_is $((total + 35)) 'takes none of the reserve'
+is "$(reserve vm-2 "$reserve" ', "arrival": true')" 201 'a guest that arrives'
+total_is $((total + 35 + reserve)) 'takes the reserve, which is filled again'
+is "$(call GET /v1/status)" 200 status
+is "$(jq '[.pools[] | select(.sizeKib == 2048) | .arrivalPages] | add' "$answer")" "$reserve" 'told in the status'
+curl -s --unix-socket "$dir/agent.sock" http://a/metrics >"$answer"
+is "$(sed -n 's/^vhost_pool_arrival_reserve_pages{node="0",page_size="2M"} //p' "$answer")" "$reserve" 'and in the metrics'
+for vm in vm-1 vm-2; do is "$(call DELETE /v1/reservations/$vm)" 204 released; done
+total_is $((total + 30)) 'the reserve stays'"#,
+    );
+    let pages = |counter: u64| counter.saturating_sub(before);
+    assert_eq!(pages(counter("nr_hugepages")), 30, "the reserve outlives the agent");
+}
+
+#[test]
+fn reservation_that_cannot_be_met_is_refused_and_changes_nothing() {
+    let Some(pools) = Pools::hold() else { return };
+    let before = counter("nr_hugepages");
+    beside_agent(
+        &pools,
+        "pools.floor_percent = 100\n",
+        r#"
+serve
+is "$(reserve vm-1 $((free + 50)))" 409 'below the floor'
+is "$(jq -r .code "$answer")" memory-floor code
+is "$(reserve vm-1 1000000000)" 422 'absurd'
+is "$(call GET /v1/reservations)" 200 list
+is "$(jq -c .reservations "$answer")" '[]' reservations
+total_is "$total" 'as before'"#,
+    );
+    assert_eq!(counter("nr_hugepages"), before);
+}

@@ -20,6 +20,7 @@ pub mod observe;
 pub mod pools;
 pub mod prepare;
 pub mod progress_sink;
+pub mod reservations;
 pub mod shared_runs;
 pub mod status;
 pub mod storage;

@@ -51,7 +51,7 @@ impl Node {
                     ))
                 });
                 let engine = engine_status(seen, socket.clone());
-                let answer = observer.look(pools.ledger(), engine).await.map(judged);
+                let answer = observer.look(pools.records(), engine).await.map(judged);
                 for caller in waiting {
                     let _ = caller.send(answer.clone());
                 }

@@ -19,9 +19,9 @@ use super::observe::blocking;
 use super::owner_gone;
 use crate::model::code::Code;
 use crate::model::fault::Fault;
-use crate::model::ledger::Ledger;
 use crate::model::pools::PoolGoal;
 use crate::model::prepare::{PartReport, ReclaimReport};
+use crate::model::reservation::{Reservation, ReservationName, ReservationRequest};
 use crate::model::units::PageSize;
 use crate::model::work::WorkId;
 use crate::overdue::with_limit;
@@ -29,22 +29,51 @@ use crate::watchdog::Heartbeat;
 
 /// Maximum of queued requests; more are refused.
 const QUEUE: usize = 32;
+/// Maximum of queued requests that take no page.
+const RECORDS_QUEUE: usize = 1024;
 /// Limit after which a request is overdue: more than the kernel takes, as each write has its own deadline.
 const WORK_LIMIT: Duration = Duration::from_secs(600);
 
 enum PoolsOrder {
     Prepare(MemoryOrder, oneshot::Sender<PartReport>),
-    Restore { unless_done: bool, reply: oneshot::Sender<PartReport> },
-    MountAgain { has_targets: bool, reply: oneshot::Sender<PartReport> },
+    Restore {
+        unless_done: bool,
+        reply: oneshot::Sender<PartReport>,
+    },
+    MountAgain {
+        has_targets: bool,
+        reply: oneshot::Sender<PartReport>,
+    },
     Reclaim(ReclaimOrder, oneshot::Sender<ReclaimReport>),
     Look(oneshot::Sender<PartReport>),
+    Reserve(
+        ReservationRequest,
+        Arc<AtomicBool>,
+        oneshot::Sender<Result<(Reservation, bool), Fault>>,
+    ),
+    /// Work on records, which takes no page.
+    Records(Box<dyn FnOnce(&mut MemoryWork) + Send>),
+    /// May fill up the reserve for arrivals.
+    Settle(oneshot::Sender<Result<bool, Fault>>),
     Stop(oneshot::Sender<()>),
+}
+
+/// Sets its flag when it is dropped: nobody waits any more.
+struct Cancels(Arc<AtomicBool>);
+
+impl Drop for Cancels {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Handle of the pools' owner.
 #[derive(Debug, Clone)]
 pub struct Pools {
     orders: mpsc::Sender<PoolsOrder>,
+    /// Queue of requests that take no page. They are served before others, so that pages can be given back however
+    /// many requests for pages wait.
+    record_orders: mpsc::Sender<PoolsOrder>,
     records: watch::Receiver<Published>,
     /// Time that a caller waits for the reply to its request.
     timeout: Duration,
@@ -61,6 +90,9 @@ impl std::fmt::Debug for PoolsOrder {
             PoolsOrder::MountAgain { .. } => "MountAgain",
             PoolsOrder::Reclaim(..) => "Reclaim",
             PoolsOrder::Look(_) => "Look",
+            PoolsOrder::Reserve(..) => "Reserve",
+            PoolsOrder::Records(_) => "Records",
+            PoolsOrder::Settle(_) => "Settle",
             PoolsOrder::Stop(_) => "Stop",
         })
     }
@@ -69,20 +101,21 @@ impl std::fmt::Debug for PoolsOrder {
 impl Pools {
     pub fn start(work: MemoryWork, write_timeout: Duration, heartbeat: Heartbeat) -> Pools {
         let (orders, queue) = mpsc::channel(QUEUE);
+        let (record_orders, records_queue) = mpsc::channel(RECORDS_QUEUE);
         let (records, cancel) = (work.publishes(), work.cancel_handle());
         if let Err(e) = cancel.arm() {
             tracing::warn!(error = %e, "the signal that interrupts a write to nr_hugepages could not be set up, so a stop waits for the end of such a write: {e}");
         }
-        tokio::spawn(run(work, queue, heartbeat));
+        tokio::spawn(run(work, queue, records_queue, heartbeat));
         // A write is not interrupted when one caller's time is over, for others may want its pages: a caller waits for
         // twice the time of a write.
         let others = Arc::default();
-        Pools { orders, records, timeout: write_timeout * 2, cancel, others }
+        Pools { orders, record_orders, records, timeout: write_timeout * 2, cancel, others }
     }
 
-    /// Returns the ledger of pages that the agent grew.
-    pub fn ledger(&self) -> Ledger {
-        self.records.borrow().ledger.clone()
+    /// Returns the ledger of pages that the agent grew, with what is kept for guests.
+    pub fn records(&self) -> Published {
+        self.records.borrow().clone()
     }
 
     /// Subscribes to the ledger.
@@ -140,6 +173,65 @@ impl Pools {
         self.ask(late, |reply| PoolsOrder::Reclaim(order, reply)).await
     }
 
+    /// Reserves pages, as [`MemoryWork::reserve`] does. A caller that goes away cancels it.
+    ///
+    /// # Errors
+    /// Those of [`MemoryWork::reserve`], and when the owner is busy or gone.
+    pub async fn reserve(&self, request: ReservationRequest) -> Result<(Reservation, bool), Fault> {
+        let cancelled = Cancels(Arc::default());
+        let flag = cancelled.0.clone();
+        let late = "what it still finds is given back";
+        self.ask(late, |reply| PoolsOrder::Reserve(request, flag, reply)).await?
+    }
+
+    /// Claims a reservation, as [`MemoryWork::claim`] does.
+    ///
+    /// # Errors
+    /// Those of [`MemoryWork::claim`], and when the owner is busy or gone.
+    pub async fn claim(
+        &self,
+        name: ReservationName,
+        pid: Option<u32>,
+    ) -> Result<Reservation, Fault> {
+        self.record("it is claimed then", move |work| work.claim(&name, pid)).await
+    }
+
+    /// Releases a reservation, as [`MemoryWork::release`] does.
+    ///
+    /// # Errors
+    /// Those of [`MemoryWork::release`], and when the owner is busy or gone.
+    pub async fn release(&self, name: ReservationName) -> Result<bool, Fault> {
+        self.record("it is released then", move |work| work.release(&name)).await
+    }
+
+    /// Settles the reservations, as [`MemoryWork::settle`] does.
+    ///
+    /// # Errors
+    /// Those of [`MemoryWork::settle`], and when the owner is busy or gone.
+    pub async fn settle(&self) -> Result<bool, Fault> {
+        self.ask("it goes on", PoolsOrder::Settle).await?
+    }
+
+    /// Extends leases, as [`MemoryWork::extend_leases`] does.
+    ///
+    /// # Errors
+    /// Those of [`MemoryWork::extend_leases`], and when the owner is busy or gone.
+    pub async fn extend_leases(&self, seconds: u64) -> Result<(), Fault> {
+        self.record("it goes on", move |work| work.extend_leases(seconds)).await
+    }
+
+    /// Has the owner do `work` before the requests that take pages.
+    async fn record<T: Send + 'static>(
+        &self,
+        late: &str,
+        work: impl FnOnce(&mut MemoryWork) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let order = |reply: oneshot::Sender<Result<T, Fault>>| {
+            PoolsOrder::Records(Box::new(move |of| drop(reply.send(work(of)))))
+        };
+        self.ask_in(&self.record_orders, late, order).await?
+    }
+
     /// Observes changes of the pools by others, and takes lost pages again where the settings say so.
     pub async fn look(&self) -> PartReport {
         let late = "it goes on: see GET /v1/node";
@@ -186,11 +278,23 @@ impl Pools {
         late: &str,
         order: impl FnOnce(oneshot::Sender<T>) -> PoolsOrder,
     ) -> Result<T, Fault> {
+        self.ask_in(&self.orders, late, order).await
+    }
+
+    async fn ask_in<T>(
+        &self,
+        queue: &mpsc::Sender<PoolsOrder>,
+        late: &str,
+        order: impl FnOnce(oneshot::Sender<T>) -> PoolsOrder,
+    ) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
-        self.orders.try_send(order(reply)).map_err(|e| match e {
+        queue.try_send(order(reply)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Fault::new(
                 Code::PoolsBusy,
-                format!("{QUEUE} requests for hugepages wait already: call again later"),
+                format!(
+                    "{} requests for hugepages wait already: call again later",
+                    queue.max_capacity()
+                ),
             ),
             mpsc::error::TrySendError::Closed(_) => owner_gone(),
         })?;
@@ -207,12 +311,19 @@ impl Pools {
     }
 }
 
-async fn run(work: MemoryWork, mut queue: mpsc::Receiver<PoolsOrder>, mut heartbeat: Heartbeat) {
+async fn run(
+    work: MemoryWork,
+    mut queue: mpsc::Receiver<PoolsOrder>,
+    mut records_queue: mpsc::Receiver<PoolsOrder>,
+    mut heartbeat: Heartbeat,
+) {
     let mut idle = Some(work);
     while let Some(mut work) = idle.take() {
         let order = loop {
             tokio::select! {
-                // Both are cancel-safe: a request stays queued, a heartbeat stays due.
+                biased;
+                // All are cancel-safe: a request stays queued, a heartbeat stays due.
+                Some(order) = records_queue.recv() => break Some(order),
                 order = queue.recv() => break order,
                 () = heartbeat.due() => {}
             }
@@ -287,6 +398,13 @@ fn execute(mut work: MemoryWork, order: PoolsOrder) -> MemoryWork {
         }
         PoolsOrder::Look(reply) => {
             let _ = reply.send(work.look());
+        }
+        PoolsOrder::Reserve(request, cancelled, reply) => {
+            let _ = reply.send(work.reserve(&request, &cancelled));
+        }
+        PoolsOrder::Records(of) => of(&mut work),
+        PoolsOrder::Settle(reply) => {
+            let _ = reply.send(work.settle());
         }
         // `run` itself ends on this request.
         PoolsOrder::Stop(_) => {}

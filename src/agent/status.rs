@@ -8,7 +8,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -20,10 +20,10 @@ use super::observe::memory::MemoryObserver;
 use crate::model::event::What;
 use crate::model::fault::{Fault, Finding};
 use crate::model::identity::HostIdentity;
-use crate::model::ledger::Ledger;
-use crate::model::pools::Pool;
+use crate::model::pools::{PagesByPool, Pool};
 use crate::model::status::{NodeReport, PoolReport, TargetStatuses, target_reports};
 use crate::model::target::Desired;
+use crate::plan::shortages::Shortages;
 use crate::wait;
 use crate::watchdog::Heartbeat;
 
@@ -60,6 +60,8 @@ struct StatusObserver {
     blind: bool,
     /// Finding of lost pages that was published last.
     finding: Option<Finding>,
+    /// Findings of too few free pages for guests.
+    shortages: Shortages,
     reports: watch::Sender<Arc<NodeReport>>,
 }
 
@@ -78,8 +80,8 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
         at: now(),
         ..NodeReport::default()
     };
-    let ledger = sources.records.borrow().ledger.clone();
-    let looked = pool_reports(&sources.memory, ledger);
+    let records = sources.records.borrow().clone();
+    let looked = pool_reports(&sources.memory, records);
     let reports = watch::Sender::new(Arc::new(first));
     let mut status = StatusObserver {
         sources,
@@ -88,6 +90,7 @@ pub fn start(sources: Sources, heartbeat: Heartbeat) -> Result<Reports, Fault> {
         look_again: false,
         blind: false,
         finding: None,
+        shortages: Shortages::default(),
         reports,
     };
     status.looked(looked);
@@ -124,8 +127,8 @@ impl StatusObserver {
         }
         let (memory, records) = (self.sources.memory.clone(), self.sources.records.clone());
         self.look = Some(Box::pin(async move {
-            let ledger = records.borrow().ledger.clone();
-            blocking(move || pool_reports(&memory, ledger)).await?
+            let records = records.borrow().clone();
+            blocking(move || pool_reports(&memory, records)).await?
         }));
     }
 
@@ -167,17 +170,21 @@ impl StatusObserver {
     /// Publishes the node's status if it has changed.
     fn publish(&mut self) {
         self.publish_lost_pages();
+        for finding in self.shortages.see(&self.pools, Instant::now()) {
+            tracing::warn!(code = %finding.code, "{}", finding.text);
+            self.sources.events.publish(What::Finding(finding));
+        }
         let now = now();
         self.reports.send_if_modified(|newest| {
             let statuses = self.sources.statuses.borrow();
             let desired = self.sources.desired.borrow();
-            let lost = self.finding.iter();
+            let of_pools = self.finding.iter().chain(self.shortages.findings());
             let of_targets = statuses.values().flat_map(|status| &status.findings);
             let next = NodeReport {
                 host_uuid: self.sources.identity.borrow().host_uuid.clone(),
                 targets: target_reports(&statuses, &desired, &newest.targets, &now),
                 pools: self.pools.clone(),
-                findings: lost.chain(of_targets).cloned().collect(),
+                findings: of_pools.chain(of_targets).cloned().collect(),
                 ..(**newest).clone()
             };
             let changed = next != **newest;
@@ -191,7 +198,10 @@ impl StatusObserver {
 }
 
 /// Observes the pools. Blocks.
-fn pool_reports(memory: &MemoryObserver, mut ledger: Ledger) -> Result<Vec<PoolReport>, Fault> {
+fn pool_reports(memory: &MemoryObserver, records: Published) -> Result<Vec<PoolReport>, Fault> {
+    let Published { mut ledger, arrival, .. } = records;
+    let promised = ledger.promised();
+    let pages = |of: &PagesByPool, pool: &Pool| of.get(&pool.key).copied().unwrap_or(0);
     let seen = memory.counters()?;
     // Others may have changed the pools since the agent last did.
     ledger.reconcile(&seen);
@@ -201,6 +211,8 @@ fn pool_reports(memory: &MemoryObserver, mut ledger: Ledger) -> Result<Vec<PoolR
         pages: pool.total,
         free_pages: pool.free,
         grown_pages: ledger.grown(pool.key),
+        reserved_pages: pages(&promised, pool),
+        arrival_pages: pages(&arrival, pool),
     };
     Ok(seen.pools.iter().map(report).collect())
 }
@@ -215,6 +227,7 @@ mod tests {
     use super::*;
     use crate::host::Root;
     use crate::model::code::Code;
+    use crate::model::ledger::Ledger;
     use crate::model::pools::{PoolKey, PoolsSeen};
     use crate::model::target::{TargetHealth, TargetSpec, TargetState};
     use crate::model::units::{NumaNode, PageSize};
@@ -248,11 +261,8 @@ mod tests {
             }
             let (desired, identity) = (watch::Sender::default(), watch::Sender::default());
             let ledger = Ledger::new("the-boot");
-            let records = watch::Sender::new(Published {
-                ledger,
-                remembered: true,
-                wanted: Default::default(),
-            });
+            let records =
+                watch::Sender::new(Published { ledger, remembered: true, ..Published::default() });
             let (statuses, events) = (watch::Sender::default(), Events::default());
             let sources = Sources {
                 statuses: statuses.subscribe(),

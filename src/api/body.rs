@@ -113,6 +113,17 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
+/// Reads a list of JSON objects, if there is one.
+///
+/// # Errors
+/// Those of serde, and when an element is no object.
+pub fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    d: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    let entries = Option::<Vec<Object<T>>>::deserialize(d)?;
+    Ok(entries.map(|entries| entries.into_iter().map(|entry| entry.0).collect()))
+}
+
 struct ObjectVisitor<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {

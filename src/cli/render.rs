@@ -339,7 +339,7 @@ pub(super) fn print_node(
         text += &format!(": {reason}");
     }
     text += "\n\n";
-    let mut pools = table(&["NODE", "PAGES OF", "TOTAL", "FREE", "SURPLUS", "AGENT'S"]);
+    let mut pools = table(&["NODE", "PAGES OF", "TOTAL", "FREE", "KEPT", "SURPLUS", "AGENT'S"]);
     for pool in &status.pools {
         let (key, counts) = (pool.pool.key, pool.pool);
         let row = [
@@ -347,6 +347,7 @@ pub(super) fn print_node(
             key.size.to_string(),
             counts.total.to_string(),
             counts.free.to_string(),
+            pool.kept.to_string(),
             counts.surplus.to_string(),
             pool.grown.to_string(),
         ];

@@ -67,6 +67,10 @@ fn what_is_wrong_is_named_with_file_and_line() {
         ("fallback_url = \"http://[::1]:7070\"\n", "is where this agent listens itself"),
         ("[pools]\nfloor_percent = 101\n", "pools.floor_percent: 101 is more than 100"),
         ("[pools]\nmax_percent = 101\n", "pools.max_percent: 101 is more than 100"),
+        (
+            "[pools]\narrival_reserve = 8589934593\n",
+            "pools.arrival_reserve: 8589934593 pages are no machine's memory",
+        ),
         ("[target]\nmax_targets = 65\n", "target.max_targets: 65 is not between 1 and 64"),
         ("[target]\nmax_volumes = 0\n", "target.max_volumes: 0 is not between"),
         (

@@ -275,7 +275,11 @@ impl Settings {
         let floor = (self.pools.floor_mib > 1 << 40).then(|| {
             ("pools.floor_mib", format!("{} MiB is no machine's memory", self.pools.floor_mib))
         });
-        let whole = count.or(span).or(path).or(percent).or(floor);
+        let reserve = (self.pools.arrival_reserve > 1 << 33).then(|| {
+            let text = format!("{} pages are no machine's memory", self.pools.arrival_reserve);
+            ("pools.arrival_reserve", text)
+        });
+        let whole = count.or(span).or(path).or(percent).or(floor).or(reserve);
         let whole = whole
             .or_else(|| self.log.problem().or_else(|| self.report.problem()))
             .or_else(|| self.target.problem().or_else(|| self.health.problem()))

@@ -19,7 +19,7 @@ use crate::agent::apply::target::TargetApplier;
 use crate::agent::apply::volumes::VolumeApplier;
 use crate::agent::engine::EngineHandle;
 use crate::agent::events::Events;
-use crate::agent::memory::MemoryWork;
+use crate::agent::memory::{DownTargets, MemoryWork};
 use crate::agent::node::Node;
 use crate::agent::observe::engine::{EngineObserver, Needed};
 use crate::agent::observe::figures::Figures;
@@ -34,7 +34,7 @@ use crate::agent::prepare::Prepare;
 use crate::agent::progress_sink::ProgressSink;
 use crate::agent::status::{self, Reports};
 use crate::agent::storage::StorageClient;
-use crate::agent::{guests, idle_release, legacy_calls};
+use crate::agent::{guests, idle_release, legacy_calls, reservations};
 use crate::api::metrics::Metrics;
 use crate::api::refusals::Refusals;
 use crate::config::Settings;
@@ -107,6 +107,9 @@ impl Core {
     ) -> Result<Core> {
         let root = Root::new(root);
         let progress = ProgressSink::default();
+        let desired = DesiredTargets::open(store.clone(), &settings.target)?;
+        let events = Events::default();
+        let statuses = Statuses::new(events.clone());
         let memory = MemoryObserver::new(&root)?;
         let systemd = Arc::new(Systemd::new());
         // Changes of the whole machine go through its PID 1 where that is systemd.
@@ -123,15 +126,18 @@ impl Core {
             store.clone(),
             progress.clone(),
         )?;
+        let targets = DownTargets {
+            desired: desired.watch(),
+            statuses: statuses.watch(),
+            policy: settings.target.clone(),
+        };
+        let work = work.with_targets(targets);
         let pools = Pools::start(work, write_timeout, watchdog.register());
 
         let policy = settings.engine.clone();
         let socket = root.path(&policy.socket).display().to_string();
         let consent = consent(&root, &policy, first.clone());
         let docker = Arc::new(DockerClient::new(socket.clone(), consent));
-        let desired = DesiredTargets::open(store.clone(), &settings.target)?;
-        let events = Events::default();
-        let statuses = Statuses::new(events.clone());
         let sockets = Sockets::default();
         let policy_of_targets = settings.target_policy();
         let guests = watch::Sender::default();
@@ -177,6 +183,7 @@ impl Core {
             observers,
             statuses: statuses.clone(),
             progress: progress.clone(),
+            pages: pools.watch(),
             guests: guests.subscribe(),
             engine: alone.then(|| engine.clone()),
             deep: DeepProbe::new(&root, sockets, settings.health.deep_timeout),
@@ -266,6 +273,7 @@ impl Core {
         tokio::spawn(self.news.clone().follow(self.probe.clone(), within));
         let (keep, after) = (settings.volume.keep_pages, settings.volume.give_back_after);
         tokio::spawn(idle_release::follow(self.desired.watch(), self.pools.clone(), keep, after));
+        tokio::spawn(reservations::follow(self.pools.clone(), self.memory.clone()));
         if settings.fallback().is_some() {
             tokio::spawn(legacy_calls::follow(self.pools.clone()));
         }

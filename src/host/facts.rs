@@ -1,6 +1,9 @@
 //! Facts from procfs: memory, boot id, kernel, PID 1.
 
 use std::path::Path;
+use std::time::Duration;
+
+use procfs::{FromRead, Uptime};
 
 use super::files::{HeldFile, read_text};
 use super::{HostError, Root};
@@ -51,6 +54,21 @@ fn available_of_old(text: &str) -> Option<u64> {
 fn kib(text: &str, key: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(key))?;
     value.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// Time since the boot, suspended time included.
+///
+/// # Errors
+/// When `/proc/uptime` cannot be read or parsed.
+pub fn since_boot(root: &Root) -> Result<Duration, HostError> {
+    let path = root.path("/proc/uptime");
+    let text = read_text(&path)?;
+    let parsed = Uptime::from_read(text.as_bytes()).map(|uptime| uptime.uptime_duration());
+    parsed.map_err(|_| HostError::Parse {
+        path,
+        value: text.chars().take(80).collect(),
+        expected: "the kernel's seconds since the boot",
+    })
 }
 
 /// Default size of hugepages: that of a hugetlbfs mounted without a size. `None` if the kernel has no hugepages.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::code::Code;
 use super::fault::Finding;
 use super::pools::{PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map};
+use super::reservation::{Reservation, pages_of};
 use super::units::PageSize;
 
 /// Pages of each pool that exist because the agent grew them, in this boot.
@@ -31,6 +32,13 @@ pub struct Ledger {
     /// again, or gives up the lost ones.
     #[serde(default)]
     pub whole: Vec<WholePool>,
+    /// Pages in `grown` that were grown for reservations and the reserve for arrivals. They are given back once no
+    /// reservation is left for them, and are not restored after a reboot.
+    #[serde(default)]
+    pub temporary: Vec<PoolPages>,
+    /// Reservations of guests; void after a reboot, which ends the guests.
+    #[serde(default)]
+    pub reservations: Vec<Reservation>,
     /// Growth that was begun and whose outcome is not recorded yet.
     pub intent: Option<Intent>,
 }
@@ -56,6 +64,9 @@ pub struct Intent {
     pub from: u64,
     /// Desired pages after the growth.
     pub to: u64,
+    /// Set if the pages are temporary.
+    #[serde(default)]
+    pub temporary: bool,
 }
 
 impl Ledger {
@@ -67,6 +78,28 @@ impl Ledger {
     /// Pages that the agent grew in the pool `key`.
     pub fn grown(&self, key: PoolKey) -> u64 {
         self.grown.iter().find(|p| p.key() == key).map_or(0, |p| p.pages)
+    }
+
+    /// Pages in `grown` of the pool `key` that are temporary.
+    pub fn temporary(&self, key: PoolKey) -> u64 {
+        self.temporary.iter().find(|p| p.key() == key).map_or(0, |p| p.pages)
+    }
+
+    /// Pages that the agent grew in the pool `key` and that are not temporary.
+    pub fn lasting(&self, key: PoolKey) -> u64 {
+        self.grown(key).saturating_sub(self.temporary(key))
+    }
+
+    /// Sets the temporary pages of the pool `key`.
+    pub fn set_temporary(&mut self, key: PoolKey, pages: u64) {
+        let mut all = pages_map(&self.temporary);
+        all.insert(key, pages);
+        self.temporary = pages_list(&all);
+    }
+
+    /// Pages that are kept free for open reservations, by pool.
+    pub fn promised(&self) -> PagesByPool {
+        pages_of(self.reservations.iter().filter(|it| it.is_open()))
     }
 
     /// Pages in `grown`, by pool.
@@ -105,6 +138,7 @@ impl Ledger {
         all.insert(key, pages);
         seen.insert(key, persistent);
         self.grown = pages_list(&all);
+        self.set_temporary(key, self.temporary(key).min(pages));
         let kept = self.kept();
         seen.retain(|key, _| kept.get(key).is_some_and(|pages| *pages > 0));
         // A total of zero is kept, for it is an observation; `pages_list` would drop it.
@@ -146,6 +180,9 @@ impl Ledger {
         {
             let gained = intent.to.saturating_sub(intent.from);
             self.set_grown(intent.pool, self.grown(intent.pool) + gained, pool.persistent());
+            if intent.temporary {
+                self.set_temporary(intent.pool, self.temporary(intent.pool) + gained);
+            }
         }
         self.keep_at_most(&self.kept());
         *self != before
@@ -212,7 +249,7 @@ mod tests {
     fn a_growth_cut_off_by_a_crash_is_claimed_only_when_it_is_there_to_the_page() {
         for (total, claimed) in [(110, 110 - 100), (109, 0), (100, 0), (120, 0)] {
             let mut ledger = Ledger::new("b");
-            ledger.intent = Some(Intent { pool: KEY, from: 100, to: 110 });
+            ledger.intent = Some(Intent { pool: KEY, from: 100, to: 110, temporary: false });
             assert!(ledger.reconcile(&seen(total, 0)));
             assert_eq!(ledger.grown(KEY), claimed, "total {total}");
             assert_eq!(ledger.intent, None);

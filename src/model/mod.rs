@@ -43,6 +43,7 @@ pub mod progress;
 pub mod qemu_args;
 pub mod quota;
 pub mod registry;
+pub mod reservation;
 pub mod sizing;
 pub mod status;
 pub mod step;

@@ -20,6 +20,9 @@ pub struct PoolStatus {
     pub pool: Pool,
     /// Pages grown by the agent in this boot and not given back.
     pub grown: u64,
+    /// Free pages that are kept for open reservations and for guests that arrive by migration.
+    #[serde(default)]
+    pub kept: u64,
 }
 
 /// Pages of one size on the whole machine.

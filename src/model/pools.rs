@@ -86,6 +86,15 @@ impl PoolsSeen {
         }
     }
 
+    /// Copy in which the pages in `aside` do not count as free.
+    pub fn without(&self, aside: &PagesByPool) -> PoolsSeen {
+        let mut seen = self.clone();
+        for pool in &mut seen.pools {
+            pool.free = pool.free.saturating_sub(aside.get(&pool.key).copied().unwrap_or(0));
+        }
+        seen
+    }
+
     /// Page sizes that this kernel has pools for.
     pub fn sizes(&self) -> Vec<PageSize> {
         let mut sizes: Vec<PageSize> = self.pools.iter().map(|pool| pool.key.size).collect();
@@ -128,7 +137,8 @@ impl std::fmt::Display for PageLimit {
 }
 
 /// NUMA nodes on which desired pages may lie.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Placement {
     /// Any node, filled up evenly.
     #[default]
@@ -138,7 +148,8 @@ pub enum Placement {
 }
 
 /// Desired pages: at least `pages` free ones of one size.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PoolWant {
     pub size: PageSize,
     /// Pages that are to be free, reserved ones not counted as free.

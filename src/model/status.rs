@@ -101,6 +101,12 @@ pub struct PoolReport {
     pub free_pages: u64,
     /// Pages grown by the agent in this boot and not given back.
     pub grown_pages: u64,
+    /// Free pages that are kept for open reservations.
+    #[serde(default)]
+    pub reserved_pages: u64,
+    /// Free pages that are kept, beside those, for guests that arrive by migration.
+    #[serde(default)]
+    pub arrival_pages: u64,
 }
 
 /// Report on the node to the controller.
@@ -234,6 +240,8 @@ mod tests {
                 pages: 3,
                 free_pages: 2,
                 grown_pages: 1,
+                reserved_pages: 0,
+                arrival_pages: 0,
             }],
             ..NodeReport::default()
         };
@@ -244,7 +252,8 @@ mod tests {
                 "wanted": 0, "serving": 0, "degraded": 0, "stuck": 0, "disconnectedSessions": 0,
                 "notReconnecting": 0,
             }],
-            "pools": [{"sizeKib": 2048, "node": 1, "pages": 3, "freePages": 2, "grownPages": 1}],
+            "pools": [{"sizeKib": 2048, "node": 1, "pages": 3, "freePages": 2, "grownPages": 1,
+                "reservedPages": 0, "arrivalPages": 0}],
         });
         assert_eq!(serde_json::to_value(&report).unwrap(), expected);
     }

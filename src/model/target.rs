@@ -236,6 +236,8 @@ pub struct TargetSeen {
     /// Free 2 MiB pages by NUMA node, those of the process that the target replaces included. Empty if the target takes
     /// none, or the machine does not report them.
     pub free_pages: BTreeMap<NumaNode, u64>,
+    /// Pages in `free_pages` that are kept for guests, by NUMA node; empty for a target that is recovered.
+    pub promised_pages: BTreeMap<NumaNode, u64>,
     /// Number of 2 MiB pages that dead processes left on any NUMA node, and that return before the target takes its
     /// own. Counted only if no node has enough free pages.
     pub returning_pages: u64,
@@ -269,10 +271,13 @@ impl TargetSeen {
         self.container.as_ref().and_then(ContainerSeen::made_for)
     }
 
-    /// Free 2 MiB pages on these NUMA nodes.
+    /// Free 2 MiB pages on these NUMA nodes, without those that are kept for guests.
     pub fn free_pages_on(&self, nodes: &[NumaNode]) -> u64 {
-        let free = nodes.iter().filter_map(|node| self.free_pages.get(node));
-        free.fold(0, |sum, free| sum.saturating_add(*free))
+        let pages = |of: &BTreeMap<NumaNode, u64>, node| of.get(node).copied().unwrap_or(0);
+        let free = nodes.iter().map(|node| {
+            pages(&self.free_pages, node).saturating_sub(pages(&self.promised_pages, node))
+        });
+        free.fold(0, u64::saturating_add)
     }
 
     /// `true` if the target's container runs and its control socket answers.

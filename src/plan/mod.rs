@@ -24,6 +24,7 @@ mod pins;
 pub mod quarantine;
 pub mod replacement;
 pub mod retry;
+pub mod shortages;
 pub mod storage;
 pub mod target;
 #[cfg(test)]

@@ -94,6 +94,7 @@ impl<C: Containers> Worker<C> {
             seen.known = wanted_before.clone();
             seen.disconnected =
                 self.status.read(|known| known.volumes.tally().disconnected_sessions);
+            seen.promised_pages = change.promised(&self.parts.pages.borrow());
             was_running |= !awaited && seen.container.as_ref().is_some_and(|it| it.running);
             if let Some(ended) = seen.container.as_ref().filter(|it| !it.running) {
                 let from_outside = ended.oom_killed || ended.exit_code == Some(SIGKILLED);

@@ -102,6 +102,7 @@ impl Scene {
             observers: Observers::new(probe.clone(), news.clone(), desired.watch()),
             statuses: Statuses::new(events.clone()),
             progress: ProgressSink::default(),
+            pages: watch::channel(Default::default()).1,
             guests: watch::channel(Arc::default()).1,
             engine: None,
             deep: DeepProbe::new(&root, sockets.clone(), Duration::from_secs(1)),

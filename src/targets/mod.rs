@@ -46,6 +46,7 @@ use self::task::Task;
 use crate::agent::apply::target::TargetApplier;
 use crate::agent::apply::volumes::VolumeApplier;
 use crate::agent::engine::EngineHandle;
+use crate::agent::memory::Published;
 use crate::agent::observe::target::TargetObserver;
 use crate::agent::observe::volumes::VolumeObserver;
 use crate::agent::owner_gone;
@@ -100,6 +101,8 @@ pub struct Parts<C> {
     pub observers: Observers,
     pub statuses: Statuses,
     pub progress: ProgressSink,
+    /// Ledger of the pools: pages that are kept for guests are not a new target's.
+    pub pages: watch::Receiver<Published>,
     /// Guests of the targets' volumes.
     pub guests: watch::Receiver<Arc<Guests>>,
     /// Owner of the engine, if nobody else starts an engine that ended.

@@ -1,13 +1,16 @@
 //! Requests of callers to the task of a target.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::agent::memory::Published;
 use crate::model::fault::Fault;
 use crate::model::policy::TargetPolicy;
 use crate::model::prepare::PrepareReport;
 use crate::model::target::{EnsureOptions, TargetSeen, TargetSpec};
+use crate::model::units::{NumaNode, PageSize};
 use crate::model::volume::{VolumeKey, VolumeSpec, VolumeView};
 use crate::model::work::WorkId;
 use crate::plan::target::{self, TargetPlan};
@@ -36,6 +39,16 @@ impl TargetChange {
     /// `true` if the change also concerns the containers that stand beside the target's own during a replacement.
     pub(super) fn moves_names(&self) -> bool {
         !matches!(self, TargetChange::Ensure(_, EnsureOptions { recreate: false, .. }))
+    }
+
+    /// Free 2 MiB pages that this change leaves to guests, by NUMA node. A recovered target was there before them.
+    pub(super) fn promised(&self, pages: &Published) -> BTreeMap<NumaNode, u64> {
+        if matches!(self, TargetChange::Ensure(_, EnsureOptions { recovers: true, .. })) {
+            return BTreeMap::new();
+        }
+        let kept = pages.kept_free().into_iter();
+        let small = kept.filter(|(key, _)| key.size == PageSize::MIB_2);
+        small.map(|(key, pages)| (key.node, pages)).collect()
     }
 
     pub(super) fn plan(

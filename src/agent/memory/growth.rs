@@ -30,6 +30,11 @@ pub(super) struct Growth {
     trials: Trials,
     /// Persistent pages taken, by pool.
     pub(super) taken: PagesByPool,
+    /// Free pages, by pool, that are kept for others and do not count towards the goal. Fixed for the whole growth, as a
+    /// guest may take its pages meanwhile.
+    pub(super) aside: PagesByPool,
+    /// Set if the pages are temporary.
+    pub(super) temporary: bool,
 }
 
 /// Conditions to stop between portions.
@@ -117,7 +122,8 @@ impl MemoryWork {
         let on_shortfall =
             if order.keep_partial { OnShortfall::TakeTheRest } else { OnShortfall::Stop };
         let grown = self.records.ledger().by_pool();
-        hugepages::grow(&order.goal, seen, &grown, &self.pools, &growth.trials, on_shortfall)
+        let free = seen.without(&growth.aside);
+        hugepages::grow(&order.goal, &free, &grown, &self.pools, &growth.trials, on_shortfall)
     }
 
     /// Applies one step; updates `seen` with what it reads back.
@@ -168,7 +174,7 @@ impl MemoryWork {
         limits: &Limits,
     ) -> Result<Pool, Fault> {
         let begun = self.progress.begun(step);
-        let (last, broke) = self.raise_by_portions(first, goal, &mut growth.taken, limits);
+        let (last, broke) = self.raise_by_portions(first, goal, growth, limits);
         let short = last.persistent() < goal;
         if short {
             let got = last.total.saturating_sub(first.total);
@@ -190,7 +196,7 @@ impl MemoryWork {
         &mut self,
         first: Pool,
         goal: u64,
-        taken: &mut PagesByPool,
+        growth: &mut Growth,
         limits: &Limits,
     ) -> (Pool, Option<Fault>) {
         let portion = (PORTION_KIB / first.key.size.kib()).max(1);
@@ -200,7 +206,7 @@ impl MemoryWork {
                 return (pool, Some(fault));
             }
             let to = pool.total.saturating_add(portion).min(goal);
-            match self.raise_one_portion(pool, to, taken) {
+            match self.raise_one_portion(pool, to, growth) {
                 Ok(after) => pool = after,
                 Err(fault) => return (pool, Some(fault)),
             }
@@ -215,13 +221,18 @@ impl MemoryWork {
         &mut self,
         before: Pool,
         to: u64,
-        taken: &mut PagesByPool,
+        growth: &mut Growth,
     ) -> Result<Pool, Fault> {
         let key = before.key;
-        self.records.begin(Intent { pool: key, from: before.persistent(), to })?;
+        self.records.begin(Intent {
+            pool: key,
+            from: before.persistent(),
+            to,
+            temporary: growth.temporary,
+        })?;
         match self.applier.resize(before, to) {
             Ok(resized) => {
-                *taken.entry(key).or_default() += resized.gained();
+                *growth.taken.entry(key).or_default() += resized.gained();
                 self.records.grew(&resized).map(|()| resized.after)
             }
             Err(fault) => {
@@ -238,6 +249,16 @@ impl MemoryWork {
 }
 
 impl Growth {
+    /// Growth beside the free pages in `aside`.
+    pub(super) fn beside(aside: PagesByPool) -> Growth {
+        Growth { aside, ..Growth::default() }
+    }
+
+    /// Growth of temporary pages beside the free pages in `aside`.
+    pub(super) fn of_temporary(aside: PagesByPool) -> Growth {
+        Growth { temporary: true, ..Growth::beside(aside) }
+    }
+
     fn note_short(&mut self, key: PoolKey, wanted: u64, got: u64) {
         self.trials
             .entry(key)

@@ -81,7 +81,7 @@ impl Machine {
     fn written(&self) -> (u64, u64) {
         let run = self.root.path();
         let store = Store::open(run.join("state"), run.join("run")).unwrap();
-        let records = PageRecords::open(store, "the-boot".into()).unwrap();
+        let records = PageRecords::open(store, "the-boot".into(), PagesByPool::new()).unwrap();
         (records.ledger().grown(KEY), records.ledger().lost().get(&KEY).copied().unwrap_or(0))
     }
 

@@ -7,6 +7,7 @@
 mod growth;
 mod page_records;
 mod release;
+mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use self::page_records::PageRecords;
 pub use self::page_records::Published;
 pub(crate) use self::page_records::RESERVATIONS;
 pub use self::release::ReclaimOrder;
+pub use self::reservations::DownTargets;
 use super::apply::cancel::CancelHandle;
 use super::apply::memory::MemoryApplier;
 use super::observe::memory::MemoryObserver;
@@ -33,7 +35,7 @@ use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::units::PageSize;
 use crate::model::work::WorkId;
-use crate::plan::hugepages::Decision;
+use crate::plan::hugepages::{self, Decision};
 use crate::plan::mounts::{self, MountPlan};
 use crate::store::Store;
 
@@ -72,6 +74,8 @@ pub struct MemoryWork {
     /// Set when the agent stops: what was begun is ended or given back.
     stopping: Arc<AtomicBool>,
     progress: ProgressSink,
+    /// Targets whose pages are free while they are down; `None` if none are watched.
+    targets: Option<DownTargets>,
 }
 
 /// Observation of the machine's memory, to be made while the thread that works on the pools wakes up and observes the
@@ -116,7 +120,9 @@ impl MemoryWork {
         store: Store,
         progress: ProgressSink,
     ) -> Result<MemoryWork, Fault> {
-        let records = PageRecords::open(store, observer.boot_id()?)?;
+        let shares = |seen| hugepages::arrival_shares(&pools, &seen);
+        let arrival = observer.pools().map(shares).unwrap_or_default();
+        let records = PageRecords::open(store, observer.boot_id()?, arrival)?;
         let mounted = BTreeMap::new();
         let (seen, ahead, stopping) = (None, None, Arc::default());
         Ok(MemoryWork {
@@ -131,7 +137,13 @@ impl MemoryWork {
             retook: false,
             stopping,
             progress,
+            targets: None,
         })
+    }
+
+    /// Sets the targets whose pages are kept for them while they are down.
+    pub fn with_targets(self, targets: DownTargets) -> MemoryWork {
+        MemoryWork { targets: Some(targets), ..self }
     }
 
     /// Subscribes to the ledger; each change is published before the caller that caused it is answered.
@@ -164,7 +176,8 @@ impl MemoryWork {
         if self.records.reconcile(&seen) {
             return None;
         }
-        let steps = match self.decide(order, &seen, &Growth::default()) {
+        let growth = Growth::beside(self.kept_free(true));
+        let steps = match self.decide(order, &seen, &growth) {
             Decision::Holds => Vec::new(),
             Decision::Steps(steps) => steps.iter().map(StepReport::planned).collect(),
             Decision::Short(_) | Decision::Refused(_) => return None,
@@ -215,12 +228,17 @@ impl MemoryWork {
     /// Grows pools and makes mounts until the request holds.
     pub fn prepare(&mut self, order: &MemoryOrder) -> PartReport {
         self.progress = self.progress.of(order.work);
-        let mut growth = Growth::default();
+        let mut growth = Growth::beside(self.kept_free(true));
         let grown = self.grow(order, &mut growth);
         self.undo_after(grown, order, &mut growth);
         // The pages of a restore are reserved already. Others are reserved now, for the next boot to restore.
-        if !order.dry_run && matches!(order.goal, PoolGoal::Free(_)) {
-            let remembered = self.records.remember();
+        if let (false, PoolGoal::Free(wants)) = (order.dry_run, &order.goal) {
+            let sizes = wants.iter().map(|want| want.size).collect();
+            let adopted = match growth.report.errors.is_empty() {
+                true => self.records.adopt(&sizes, &self.most_temporary()),
+                false => Ok(()),
+            };
+            let remembered = adopted.and_then(|()| self.records.remember());
             self.undo_after(remembered, order, &mut growth);
         }
         // A prepare that was refused, or whose pages were given back, changes nothing else either.

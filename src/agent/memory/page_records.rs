@@ -14,6 +14,7 @@ use crate::model::ledger::{Intent, Ledger};
 use crate::model::pools::{
     PagesByPool, Pool, PoolKey, PoolPages, PoolsSeen, pages_list, pages_map,
 };
+use crate::model::reservation::{Reservation, ReservationName, add_pages};
 use crate::model::units::PageSize;
 use crate::store::{BootSlot, Durability, Store};
 
@@ -23,7 +24,7 @@ const LEDGER: &str = "ledger.json";
 pub(crate) const RESERVATIONS: &str = "reservations.json";
 
 /// Published view of ledger and reservations.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Published {
     /// Pages of the pools that the agent grew.
     pub ledger: Ledger,
@@ -31,6 +32,17 @@ pub struct Published {
     pub remembered: bool,
     /// Desired pages, restored after a reboot: the reservations, and kept pages beyond the reservations.
     pub wanted: PagesByPool,
+    /// Free pages that are to be kept for guests that arrive by migration, by pool.
+    pub arrival: PagesByPool,
+}
+
+impl Published {
+    /// Free pages that are kept for guests: for open reservations, and for arrivals.
+    pub fn kept_free(&self) -> PagesByPool {
+        let mut kept = self.ledger.promised();
+        add_pages(&mut kept, &self.arrival);
+        kept
+    }
 }
 
 /// Ledger and reservations of one node.
@@ -42,6 +54,8 @@ pub(super) struct PageRecords {
     /// Reservations as on disk.
     reservations: PagesByPool,
     published: watch::Sender<Published>,
+    /// Reserve for arrivals, by pool.
+    arrival: PagesByPool,
     /// Set if the ledger's file is behind: it still has the intent of a growth that has ended, or the pools as they
     /// were before.
     behind: bool,
@@ -51,7 +65,11 @@ pub(super) struct PageRecords {
 
 impl PageRecords {
     /// Reads ledger and reservations; a ledger of another boot is void. Writes nothing.
-    pub(super) fn open(store: Store, boot_id: String) -> Result<PageRecords, Fault> {
+    pub(super) fn open(
+        store: Store,
+        boot_id: String,
+        arrival: PagesByPool,
+    ) -> Result<PageRecords, Fault> {
         let ledger = store
             .read::<Ledger>(LEDGER, Durability::Boot)?
             .filter(|ledger| ledger.boot_id == boot_id);
@@ -60,11 +78,12 @@ impl PageRecords {
             store.read::<Vec<PoolPages>>(RESERVATIONS, Durability::Disk)?.unwrap_or_default();
         let reservations = pages_map(&reservations);
         let published =
-            Published { ledger: ledger.clone(), remembered: true, wanted: PagesByPool::new() };
+            Published { ledger: ledger.clone(), remembered: true, ..Published::default() };
         let published = watch::Sender::new(published);
         let slot = store.boot_slot(LEDGER);
         let (behind, changed) = (false, true);
-        let records = PageRecords { store, slot, ledger, reservations, published, behind, changed };
+        let records =
+            PageRecords { store, slot, ledger, reservations, published, arrival, behind, changed };
         records.publish();
         Ok(records)
     }
@@ -91,7 +110,7 @@ impl PageRecords {
             (self.behind, self.changed) = (true, true);
             self.publish();
         }
-        let Some(Intent { pool, from, to }) = intent else { return changed };
+        let Some(Intent { pool, from, to, .. }) = intent else { return changed };
         let there = seen.pool(pool).map_or(0, Pool::persistent);
         match unclaimed(from, to, there) {
             0 => tracing::info!(
@@ -136,6 +155,10 @@ impl PageRecords {
         let intent = self.ledger.intent.take();
         self.changed = true;
         self.ledger.set_grown(key, pages, resized.after.persistent());
+        if intent.is_some_and(|intent| intent.temporary) {
+            let temporary = self.ledger.temporary(key).saturating_add(resized.gained());
+            self.ledger.set_temporary(key, temporary);
+        }
         let as_begun = intent.is_some_and(|intent| {
             (intent.from, intent.to) == (resized.before.persistent(), resized.after.persistent())
         });
@@ -162,13 +185,61 @@ impl PageRecords {
         self.save()
     }
 
-    /// Records pages that were given back.
-    pub(super) fn gave_back(&mut self, resized: &Resized) -> Result<(), Fault> {
+    /// Records pages that were given back, `temporary` ones or others.
+    pub(super) fn gave_back(&mut self, resized: &Resized, temporary: bool) -> Result<(), Fault> {
         let key = resized.after.key;
+        if temporary {
+            let left = self.ledger.temporary(key).saturating_sub(resized.lost());
+            self.ledger.set_temporary(key, left);
+        }
         let pages = self.ledger.grown(key).saturating_sub(resized.lost());
         self.changed = true;
         self.ledger.set_grown(key, pages, resized.after.persistent());
         self.save()
+    }
+
+    /// Makes temporary pages of the sizes `of` lasting as far as they exceed `most`: the caller of a prepare counts on
+    /// them.
+    pub(super) fn adopt(
+        &mut self,
+        of: &BTreeSet<PageSize>,
+        most: &PagesByPool,
+    ) -> Result<(), Fault> {
+        let before = self.ledger.temporary.clone();
+        for part in self.ledger.temporary.clone().iter().filter(|part| of.contains(&part.size)) {
+            let most = most.get(&part.key()).copied().unwrap_or(0);
+            if part.pages > most {
+                self.ledger.set_temporary(part.key(), most);
+            }
+        }
+        if self.ledger.temporary == before { Ok(()) } else { self.save() }
+    }
+
+    /// Replaces the reservations by those that `change` makes of them, in the file too.
+    pub(super) fn change_reservations<T>(
+        &mut self,
+        change: impl FnOnce(&mut Vec<Reservation>) -> T,
+    ) -> Result<T, Fault> {
+        let before = self.ledger.reservations.clone();
+        let changed = change(&mut self.ledger.reservations);
+        if self.ledger.reservations != before
+            && let Err(fault) = self.save()
+        {
+            self.ledger.reservations = before;
+            self.publish();
+            return Err(fault);
+        }
+        Ok(changed)
+    }
+
+    /// Reservation `name`.
+    pub(super) fn reservation(&self, name: &ReservationName) -> Option<&Reservation> {
+        self.ledger.reservations.iter().find(|it| it.name == *name)
+    }
+
+    /// Pages of the reserve for arrivals, by pool.
+    pub(super) fn arrival(&self) -> &PagesByPool {
+        &self.arrival
     }
 
     /// Records that this boot has restored the reservations.
@@ -199,7 +270,7 @@ impl PageRecords {
         let mut wanted = self.raised();
         for (key, pages) in wanted.iter_mut().filter(|(key, _)| keys(key)) {
             let missing = missing.get(key).copied().unwrap_or(0);
-            *pages = self.ledger.grown(*key).saturating_add(missing);
+            *pages = self.ledger.lasting(*key).saturating_add(missing);
         }
         wanted.retain(|_, pages| *pages > 0);
         if self.ledger.keep_at_most(&wanted) {
@@ -212,7 +283,7 @@ impl PageRecords {
     pub(super) fn missing(&self) -> PagesByPool {
         let mut missing = self.raised();
         for (key, pages) in &mut missing {
-            *pages = pages.saturating_sub(self.ledger.grown(*key));
+            *pages = pages.saturating_sub(self.ledger.lasting(*key));
         }
         missing
     }
@@ -245,7 +316,7 @@ impl PageRecords {
         let mut wanted = self.reservations.clone();
         for (key, kept) in self.ledger.kept() {
             let pages = wanted.entry(key).or_default();
-            *pages = kept.max(*pages);
+            *pages = kept.saturating_sub(self.ledger.temporary(key)).max(*pages);
         }
         wanted
     }
@@ -271,7 +342,8 @@ impl PageRecords {
     fn publish(&self) {
         let wanted = self.raised();
         let remembered = wanted == self.reservations;
-        self.published.send_replace(Published { ledger: self.ledger.clone(), remembered, wanted });
+        let (ledger, arrival) = (self.ledger.clone(), self.arrival.clone());
+        self.published.send_replace(Published { ledger, remembered, wanted, arrival });
     }
 }
 
@@ -294,7 +366,8 @@ mod tests {
     }
 
     fn open(dir: &tempfile::TempDir, boot: &str) -> PageRecords {
-        PageRecords::open(Store::open(dir.path(), dir.path()).unwrap(), boot.to_string()).unwrap()
+        let store = Store::open(dir.path(), dir.path()).unwrap();
+        PageRecords::open(store, boot.to_string(), PagesByPool::new()).unwrap()
     }
 
     fn pool(node: u32, total: u64) -> Pool {
@@ -336,7 +409,7 @@ mod tests {
     {
         let dir = tempfile::tempdir().unwrap();
         let mut records = open(&dir, "boot");
-        records.begin(Intent { pool: key(0), from: 5, to: 105 }).unwrap();
+        records.begin(Intent { pool: key(0), from: 5, to: 105, temporary: false }).unwrap();
         records.grew(&resized(0, 5, 105)).unwrap();
         assert_eq!(records.publishes().borrow().ledger.grown(key(0)), 100);
         let seen = PoolsSeen { pools: vec![pool(0, 105)], ..PoolsSeen::default() };
@@ -355,7 +428,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let mut records = open(&dir, "boot");
-        records.begin(Intent { pool: key(0), from: 640, to: 1530 }).unwrap();
+        records.begin(Intent { pool: key(0), from: 640, to: 1530, temporary: false }).unwrap();
         let mut next = open(&dir, "boot");
         next.reconcile(&PoolsSeen { pools: vec![pool(0, 1335)], ..PoolsSeen::default() });
         assert_eq!((next.ledger().grown(key(0)), next.ledger().intent), (0, None));
@@ -365,7 +438,7 @@ mod tests {
     fn a_growth_that_came_out_short_is_in_the_file_before_its_caller_hears_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut records = open(&dir, "boot");
-        records.begin(Intent { pool: key(0), from: 0, to: 100 }).unwrap();
+        records.begin(Intent { pool: key(0), from: 0, to: 100, temporary: false }).unwrap();
         records.grew(&resized(0, 0, 60)).unwrap();
         assert_eq!(open(&dir, "boot").ledger().grown(key(0)), 60);
     }
@@ -395,8 +468,8 @@ mod tests {
         records.grew(&resized(0, 0, 100)).unwrap();
         records.grew(&resized(1, 0, 100)).unwrap();
         records.remember().unwrap();
-        records.gave_back(&resized(0, 100, 40)).unwrap();
-        records.gave_back(&resized(1, 100, 40)).unwrap();
+        records.gave_back(&resized(0, 100, 40), false).unwrap();
+        records.gave_back(&resized(1, 100, 40), false).unwrap();
         records.lower(|key| key.node == NumaNode(0), &PagesByPool::new()).unwrap();
         let wanted = PagesByPool::from([(key(0), 40), (key(1), 100)]);
         assert_eq!(*open(&dir, "next").reservations(), wanted);

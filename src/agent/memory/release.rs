@@ -23,6 +23,16 @@ pub struct ReclaimOrder {
     pub dry_run: bool,
 }
 
+/// Pages to give back.
+pub(super) struct Shrink {
+    /// Most pages of each pool.
+    pub(super) limit: PagesByPool,
+    /// Free pages of each pool that stay.
+    pub(super) aside: PagesByPool,
+    /// Set if the pages are temporary ones.
+    pub(super) temporary: bool,
+}
+
 impl ReclaimOrder {
     fn names(&self, key: &PoolKey) -> bool {
         self.size.is_none_or(|size| size == key.size)
@@ -38,7 +48,10 @@ impl MemoryWork {
         self.seen = None;
         let mut report =
             ReclaimReport { steps: Vec::new(), remaining: Vec::new(), errors: Vec::new() };
-        let seen = match self.observer.pools() {
+        // Temporary pages first, so that the others are those that a prepare asked for.
+        let surplus =
+            if order.dry_run { Ok(()) } else { self.give_back_surplus(&mut report.steps) };
+        let seen = match surplus.and_then(|()| self.observer.pools()) {
             Ok(seen) => seen,
             Err(fault) => {
                 report.errors.push(fault);
@@ -46,6 +59,9 @@ impl MemoryWork {
             }
         };
         self.records.reconcile(&seen);
+        // Pages that are kept for guests stay, whoever asks.
+        let aside = self.kept_free(true);
+        let seen = seen.without(&aside);
         let mut limit = self.records.ledger().by_pool();
         let mut missing = self.records.missing();
         limit.retain(|key, _| order.names(key));
@@ -54,7 +70,11 @@ impl MemoryWork {
         let named = |key: &PoolKey| order.names(key);
         // Lost pages are given up first: otherwise the pages given back below would be reported as lost too.
         let given_up = if order.dry_run { Ok(()) } else { self.records.lower(named, &missing) };
-        let shrunk = self.shrink(&limit, order.dry_run, &mut report.steps);
+        let shrunk = self.shrink(
+            Shrink { limit, aside, temporary: false },
+            order.dry_run,
+            &mut report.steps,
+        );
         report.errors.extend(shrunk.1);
         if !order.dry_run {
             report.errors.extend(given_up.and(self.records.lower(named, &missing)).err());
@@ -84,7 +104,8 @@ impl MemoryWork {
             return String::new();
         }
         let limit = std::mem::take(&mut growth.taken);
-        match self.shrink(&limit, false, &mut growth.report.steps) {
+        let shrink = Shrink { limit, aside: growth.aside.clone(), temporary: growth.temporary };
+        match self.shrink(shrink, false, &mut growth.report.steps) {
             (given, _) if given == taken => {
                 format!("; the {taken} pages that this call took were given back")
             }
@@ -99,25 +120,25 @@ impl MemoryWork {
         }
     }
 
-    /// Lowers pools by at most `limit`; returns the pages given back, and the fault that stopped it.
-    fn shrink(
+    /// Lowers pools; returns the pages given back, and the fault that stopped it.
+    pub(super) fn shrink(
         &mut self,
-        limit: &PagesByPool,
+        what: Shrink,
         dry_run: bool,
         reports: &mut Vec<StepReport>,
     ) -> (u64, Option<Fault>) {
         let seen = match self.observer.pools() {
-            Ok(seen) => seen,
+            Ok(seen) => seen.without(&what.aside),
             Err(fault) => return (0, Some(fault)),
         };
         let mut given = 0;
-        for step in hugepages::give_back(limit, &seen) {
+        for step in hugepages::give_back(&what.limit, &seen) {
             let Step::Shrink(resize) = &step else { continue };
             if dry_run {
                 reports.push(StepReport::planned(&step));
                 continue;
             }
-            if let Err(fault) = self.lower(&step, *resize, &mut given, reports) {
+            if let Err(fault) = self.lower(&step, (*resize, &what), &mut given, reports) {
                 return (given, Some(fault));
             }
         }
@@ -127,12 +148,13 @@ impl MemoryWork {
     fn lower(
         &mut self,
         step: &Step,
-        resize: ResizePool,
+        (resize, what): (ResizePool, &Shrink),
         given: &mut u64,
         reports: &mut Vec<StepReport>,
     ) -> Result<(), Fault> {
         let before = self.applier.pool(resize.pool)?;
-        let give = (resize.from - resize.to).min(before.free).min(before.persistent());
+        let spare = before.free.saturating_sub(what.aside.get(&resize.pool).copied().unwrap_or(0));
+        let give = (resize.from - resize.to).min(spare).min(before.persistent());
         let begun = self.progress.begun(step);
         let resized = match self.applier.resize(before, before.persistent() - give) {
             Ok(resized) => resized,
@@ -142,6 +164,6 @@ impl MemoryWork {
         let outcome = if resized.lost() < give { StepOutcome::Short } else { StepOutcome::Done };
         let pages = (pages_text(before.total), pages_text(resized.after.total));
         begun.ended(pages, outcome, reports);
-        self.records.gave_back(&resized)
+        self.records.gave_back(&resized, what.temporary)
     }
 }

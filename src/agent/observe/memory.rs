@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::host::facts::Meminfo;
+use crate::host::pidfd::WatchedProcess;
 use crate::host::pools::PoolFiles;
+use crate::host::process::started;
 use crate::host::{Root, facts, mounts};
 use crate::model::fault::Fault;
 use crate::model::mounts::HugetlbMount;
 use crate::model::pools::{NodeMemory, PoolsSeen};
+use crate::model::reservation::Holder;
 use crate::model::units::PageSize;
 
 /// Observer of the memory of one machine.
@@ -99,6 +102,27 @@ impl MemoryObserver {
     /// `true` if `path` leads to a usable hugetlbfs with pages of that size.
     pub fn is_usable(&self, path: &str, size: PageSize) -> bool {
         mounts::is_usable(&self.root, path, size)
+    }
+
+    /// Reads the time since the boot, in seconds; a suspended machine's time counts.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn since_boot(&self) -> Result<u64, Fault> {
+        Ok(facts::since_boot(&self.root)?.as_secs())
+    }
+
+    /// Process that has `pid` now; `None` if there is none.
+    pub fn holder(&self, pid: u32) -> Option<Holder> {
+        started(&self.root, pid).map(|started| Holder { pid, started })
+    }
+
+    /// Returns when `holder` has exited. Must be called within the tokio runtime. Cancel-safe.
+    pub async fn ended(&self, holder: Holder) {
+        let watched = WatchedProcess::of(&self.root, holder.pid);
+        if let Some(watched) = watched.filter(|_| self.holder(holder.pid) == Some(holder)) {
+            watched.ended().await;
+        }
     }
 
     /// Reads the id of this boot.

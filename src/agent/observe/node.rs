@@ -2,6 +2,7 @@
 
 use super::blocking;
 use super::memory::MemoryObserver;
+use crate::agent::memory::Published;
 use crate::host::{Root, cpus, facts};
 use crate::model::fault::Fault;
 use crate::model::ledger::Ledger;
@@ -25,12 +26,18 @@ impl NodeObserver {
     ///
     /// # Errors
     /// Only when the agent itself fails.
-    pub async fn look(&self, ledger: Ledger, engine: EngineStatus) -> Result<NodeStatus, Fault> {
+    pub async fn look(
+        &self,
+        records: Published,
+        engine: EngineStatus,
+    ) -> Result<NodeStatus, Fault> {
         let observer = self.clone();
-        blocking(move || observer.look_blocking(ledger, engine)).await
+        blocking(move || observer.look_blocking(records, engine)).await
     }
 
-    fn look_blocking(&self, mut ledger: Ledger, engine: EngineStatus) -> NodeStatus {
+    fn look_blocking(&self, records: Published, engine: EngineStatus) -> NodeStatus {
+        let kept = records.kept_free();
+        let mut ledger = records.ledger;
         let root = &self.root;
         let mut errors = Vec::new();
         let seen = or_empty(self.memory.pools(), &mut errors);
@@ -47,7 +54,11 @@ impl NodeObserver {
             pools: seen
                 .pools
                 .iter()
-                .map(|pool| PoolStatus { pool: *pool, grown: ledger.grown(pool.key) })
+                .map(|pool| PoolStatus {
+                    pool: *pool,
+                    grown: ledger.grown(pool.key),
+                    kept: kept.get(&pool.key).copied().unwrap_or(0),
+                })
                 .collect(),
             totals: seen.sizes().into_iter().map(|size| totals(size, &seen, &ledger)).collect(),
             memory: seen.memory,

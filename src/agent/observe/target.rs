@@ -138,6 +138,7 @@ impl<C: Containers> TargetObserver<C> {
             socket_obstacle: files.socket_obstacle,
             socket_doubt: files.socket_doubt,
             free_pages: memory.free_pages,
+            promised_pages: Default::default(),
             returning_pages: memory.returning_pages,
             page_limit: memory.limit,
         })

@@ -55,6 +55,10 @@ pub(super) struct PoolFigures {
     pub(super) grown: u64,
     /// Pages of the pool that the agent restores at each boot: its reservations, and pages that it keeps beyond them.
     pub(super) wanted: u64,
+    /// Free pages that are kept for open reservations.
+    pub(super) promised: u64,
+    /// Free pages that are kept for guests that arrive by migration.
+    pub(super) arrival: u64,
 }
 
 const STATES: [TargetState; 6] = [
@@ -223,7 +227,7 @@ impl Gathered {
 
     fn pools(&self, page: &mut Page<'_>) -> fmt::Result {
         type Figure = fn(&PoolFigures) -> u64;
-        let families: [(&str, &str, Figure); 5] = [
+        let families: [(&str, &str, Figure); 7] = [
             ("vhost_pool_pages", "Pages of a pool, surplus ones included.", |it| it.pool.total),
             (
                 "vhost_pool_free_pages",
@@ -238,6 +242,16 @@ impl Gathered {
                 "vhost_pool_desired_pages",
                 "Pages of a pool that the agent takes again at each boot.",
                 |it| it.wanted,
+            ),
+            (
+                "vhost_pool_promised_pages",
+                "Free pages of a pool that are kept for open reservations.",
+                |it| it.promised,
+            ),
+            (
+                "vhost_pool_arrival_reserve_pages",
+                "Free pages of a pool that are kept for guests that arrive by migration.",
+                |it| it.arrival,
             ),
         ];
         let names: Vec<(String, String)> =

@@ -229,7 +229,7 @@ fn pools_are_exported_by_node_and_size_reservations_by_size() {
     let pool = |node, size| {
         let key = PoolKey { size, node: NumaNode(node) };
         let pool = Pool { key, total: 9, free: 5, surplus: 1 };
-        PoolFigures { pool, grown: 3, wanted: 4 }
+        PoolFigures { pool, grown: 3, wanted: 4, promised: 2, arrival: 6 }
     };
     let gathered = Gathered {
         pools: vec![pool(0, PageSize::MIB_2), pool(1, PageSize::GIB_1)],
@@ -250,6 +250,10 @@ fn pools_are_exported_by_node_and_size_reservations_by_size() {
         r#"vhost_pool_grown_pages{node="1",page_size="1G"} 3"#,
         r#"vhost_pool_desired_pages{node="0",page_size="2M"} 4"#,
         r#"vhost_pool_desired_pages{node="1",page_size="1G"} 4"#,
+        r#"vhost_pool_promised_pages{node="0",page_size="2M"} 2"#,
+        r#"vhost_pool_promised_pages{node="1",page_size="1G"} 2"#,
+        r#"vhost_pool_arrival_reserve_pages{node="0",page_size="2M"} 6"#,
+        r#"vhost_pool_arrival_reserve_pages{node="1",page_size="1G"} 6"#,
         r#"vhost_reserved_pages{page_size="2M"} 2"#,
     ];
     assert_eq!(values, expected);

@@ -31,7 +31,7 @@ use crate::agent::memory::Published;
 use crate::agent::observe::figures::Figures;
 use crate::controller::report::Tally;
 use crate::model::code::Code;
-use crate::model::pools::{Pool, PoolsSeen};
+use crate::model::pools::{PagesByPool, Pool, PoolsSeen};
 use crate::model::status::{TargetReport, TargetStatus, TargetStatuses};
 
 /// Media type that Prometheus asks for.
@@ -133,13 +133,17 @@ fn targets(api: &Api) -> Vec<TargetFigures> {
 }
 
 fn pool_figures(seen: &PoolsSeen, metrics: &Metrics) -> Vec<PoolFigures> {
-    let Published { mut ledger, wanted, .. } = metrics.records.borrow().clone();
+    let Published { mut ledger, wanted, arrival, .. } = metrics.records.borrow().clone();
     // Other programs may have changed the pools since the agent last changed them.
     ledger.reconcile(seen);
+    let promised = ledger.promised();
+    let pages = |of: &PagesByPool, pool: &Pool| of.get(&pool.key).copied().unwrap_or(0);
     let figures = |pool: &Pool| PoolFigures {
         pool: *pool,
         grown: ledger.grown(pool.key),
-        wanted: wanted.get(&pool.key).copied().unwrap_or(0),
+        wanted: pages(&wanted, pool),
+        promised: pages(&promised, pool),
+        arrival: pages(&arrival, pool),
     };
     seen.pools.iter().map(figures).collect()
 }

@@ -5,6 +5,7 @@ pub mod node;
 pub mod pools;
 pub mod prepare;
 pub mod report;
+pub mod reservations;
 pub mod status;
 pub mod targets;
 pub mod volumes;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -32,6 +33,8 @@ pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S
     let read = Router::new()
         .route("/v1/node", get(node::get))
         .route("/v1/events", get(events::get))
+        .route("/v1/reservations", get(reservations::list))
+        .route("/v1/reservations/{name}", get(reservations::get))
         .route("/v1/targets", get(targets::list))
         .route("/v1/targets/{name}", get(targets::get))
         .route("/v1/targets/{name}/health", get(targets::health))
@@ -48,6 +51,9 @@ pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S
         .route("/v1/prepare", post(prepare::post))
         .route("/v1/reclaim", post(pools::reclaim))
         .route("/v1/restore", post(pools::restore))
+        .route("/v1/reservations", post(reservations::post))
+        .route("/v1/reservations/{name}", delete(reservations::delete))
+        .route("/v1/reservations/{name}/claim", post(reservations::claim))
         .route("/v1/targets/{name}", put(targets::put).delete(targets::delete))
         .route_layer(from_fn_with_state(native.clone(), refuse_while_stopping))
         .route_layer(wants(Role::Deploy));

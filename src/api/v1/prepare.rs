@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::super::audit::{AuditedCall, AuditedChange};
 use super::super::body;
@@ -28,7 +28,7 @@ const MOST_NODES: usize = 1024;
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct PrepareBody {
     /// Desired free pages; the configured default if omitted, none if empty.
-    #[serde(deserialize_with = "objects")]
+    #[serde(deserialize_with = "body::objects")]
     pub hugepages: Option<Vec<HugepagesBody>>,
     /// Set if pages that were added are kept although fewer than requested could be added.
     pub keep_partial: bool,
@@ -51,11 +51,6 @@ pub struct HugepagesBody {
     pub nodes: Option<Vec<u32>>,
     /// Set if another NUMA node may supply a shortfall; as in the settings, if omitted.
     pub move_shortfall: Option<bool>,
-}
-
-fn objects<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<HugepagesBody>>, D::Error> {
-    let entries = Option::<Vec<body::Object<HugepagesBody>>>::deserialize(d)?;
-    Ok(entries.map(|entries| entries.into_iter().map(|entry| entry.0).collect()))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -115,7 +110,7 @@ fn want(entry: HugepagesBody, defaults: &PoolPolicy) -> Result<PoolWant, Problem
 ///
 /// # Errors
 /// 400 if `nodes` is empty or has more than `MOST_NODES` entries.
-fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
+pub fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
     match nodes {
         None => Ok(Placement::Spread),
         Some(nodes) if nodes.is_empty() || nodes.len() > MOST_NODES => {
@@ -126,6 +121,14 @@ fn placement(nodes: Option<Vec<u32>>) -> Result<Placement, Problem> {
             nodes.dedup();
             Ok(Placement::Bound(nodes.into_iter().map(NumaNode).collect()))
         }
+    }
+}
+
+/// NUMA nodes of `placement` in wire form; the reverse of [`placement`].
+pub fn nodes_of(placement: &Placement) -> Option<Vec<u32>> {
+    match placement {
+        Placement::Spread => None,
+        Placement::Bound(nodes) => Some(nodes.iter().map(|node| node.0).collect()),
     }
 }
 

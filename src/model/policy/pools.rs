@@ -25,6 +25,8 @@ pub struct PoolPolicy {
     /// `true` if the page cache may be dropped when compaction did not free enough memory. It slows every tenant of the
     /// node.
     pub drop_page_cache: bool,
+    /// Free 2 MiB pages that are kept for guests that arrive by migration, spread over the NUMA nodes. 0 for none.
+    pub arrival_reserve: u64,
     /// `true` if the agent takes its pages again after something else, such as the legacy agent, took them away.
     pub retake: bool,
     /// Deadline of one write of a pool's size to the kernel. A growth stops when it passes.
@@ -59,6 +61,7 @@ impl Default for PoolPolicy {
             max_percent: 75,
             move_shortfall: false,
             drop_page_cache: false,
+            arrival_reserve: 0,
             retake: false,
             write_timeout: Duration::from_secs(60),
         }

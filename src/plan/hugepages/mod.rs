@@ -9,6 +9,7 @@
 
 mod bounds;
 mod placement;
+mod reserve;
 mod shrink;
 
 use std::cmp::Reverse;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 
 pub use self::bounds::floor_kib;
 use self::placement::fill_evenly;
+pub use self::reserve::{arrival_shares, share_out, taken_by_target, wants_of};
 pub use self::shrink::{give_back, keep};
 use crate::model::code::Code;
 use crate::model::fault::Fault;

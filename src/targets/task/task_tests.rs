@@ -47,6 +47,7 @@ pub(super) fn parts_with(
         probe: Arc::new(probe),
         statuses: Statuses::new(Events::default()),
         progress: ProgressSink::default(),
+        pages: watch::channel(Default::default()).1,
         guests: watch::channel(Arc::default()).1,
         engine: None,
         deep: DeepProbe::new(&root, Sockets::default(), Duration::ZERO),

@@ -1,0 +1,79 @@
+//! Ends of reservations: leases that run out, guests that exit, and what a try to give pages back or to fill the reserve
+//! for arrivals left to be done later.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::sleep;
+
+use super::memory::Published;
+use super::observe::memory::MemoryObserver;
+use super::pools::Pools;
+use crate::model::backoff::Backoff;
+use crate::model::reservation::Holder;
+use crate::wait;
+
+/// Time for which a lease lasts at least after the agent's start, in seconds: its caller could not renew it while no
+/// agent ran.
+const GRACE_SECONDS: u64 = 30;
+/// Delays of tries to give back pages that were in use, and to fill the reserve.
+const RETRY: Backoff = Backoff::steady(Duration::from_secs(10), Duration::from_secs(600));
+/// Longest wait for a lease's end, so that a clock that was read wrong does no harm.
+const MOST_WAIT: Duration = Duration::from_secs(3600);
+
+/// Follows the reservations for as long as the agent runs. Begins after the pages of the last boot were restored.
+pub async fn follow(pools: Pools, observer: MemoryObserver) {
+    let mut records = pools.watch();
+    if records.wait_for(|it| it.ledger.restored).await.is_err() {
+        return;
+    }
+    if let Err(fault) = pools.extend_leases(GRACE_SECONDS).await {
+        tracing::warn!(code = %fault.code, "the leases of reservations could not be extended: {fault}");
+    }
+    let mut failures = 0;
+    loop {
+        match pools.settle().await {
+            Ok(false) => failures = 0,
+            Ok(true) => failures += 1,
+            Err(fault) => {
+                failures += 1;
+                tracing::warn!(code = %fault.code, "reservations could not be settled, which is tried again: {fault}");
+            }
+        }
+        let published = records.borrow_and_update().clone();
+        let mut exits: FuturesUnordered<_> =
+            holders(&published).map(|holder| observer.ended(holder)).collect();
+        let is_same =
+            |newer: &Published| newer.ledger.reservations == published.ledger.reservations;
+        let retry = (failures > 0).then(|| RETRY.delay(failures, 0));
+        let until = retry.into_iter().chain([lease_left(&published, &observer)]).min();
+        tokio::select! {
+            // Each is cancel-safe: settling looks at all of them anew.
+            () = async {
+                loop {
+                    wait::change(&mut records).await;
+                    if !is_same(&records.borrow_and_update()) {
+                        break;
+                    }
+                }
+            } => failures = 0,
+            Some(()) = exits.next() => failures = 0,
+            () = sleep(until.unwrap_or(MOST_WAIT)) => {}
+        }
+    }
+}
+
+/// Processes that have the pages of reservations.
+fn holders(published: &Published) -> impl Iterator<Item = Holder> {
+    published.ledger.reservations.iter().filter_map(|it| it.holder())
+}
+
+/// Time until the next lease ends.
+fn lease_left(published: &Published, observer: &MemoryObserver) -> Duration {
+    let leases = published.ledger.reservations.iter().filter(|it| it.holder().is_none());
+    let now = observer.since_boot().unwrap_or_default();
+    let next = leases.map(|it| it.lease.end.saturating_sub(now)).min();
+    // One second more, as both are whole seconds.
+    next.map_or(MOST_WAIT, |left| Duration::from_secs(left + 1).min(MOST_WAIT))
+}
