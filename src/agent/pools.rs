@@ -54,7 +54,10 @@ enum PoolsOrder {
     /// Work on records, which takes no page.
     Records(Box<dyn FnOnce(&mut MemoryWork) + Send>),
     /// May fill up the reserve for arrivals.
-    Settle(oneshot::Sender<Result<bool, Fault>>),
+    Settle {
+        fill: bool,
+        reply: oneshot::Sender<Result<bool, Fault>>,
+    },
     Stop(oneshot::Sender<()>),
 }
 
@@ -92,7 +95,7 @@ impl std::fmt::Debug for PoolsOrder {
             PoolsOrder::Look(_) => "Look",
             PoolsOrder::Reserve(..) => "Reserve",
             PoolsOrder::Records(_) => "Records",
-            PoolsOrder::Settle(_) => "Settle",
+            PoolsOrder::Settle { .. } => "Settle",
             PoolsOrder::Stop(_) => "Stop",
         })
     }
@@ -208,8 +211,8 @@ impl Pools {
     ///
     /// # Errors
     /// Those of [`MemoryWork::settle`], and when the owner is busy or gone.
-    pub async fn settle(&self) -> Result<bool, Fault> {
-        self.ask("it goes on", PoolsOrder::Settle).await?
+    pub async fn settle(&self, fill: bool) -> Result<bool, Fault> {
+        self.ask("it goes on", |reply| PoolsOrder::Settle { fill, reply }).await?
     }
 
     /// Extends leases, as [`MemoryWork::extend_leases`] does.
@@ -403,8 +406,8 @@ fn execute(mut work: MemoryWork, order: PoolsOrder) -> MemoryWork {
             let _ = reply.send(work.reserve(&request, &cancelled));
         }
         PoolsOrder::Records(of) => of(&mut work),
-        PoolsOrder::Settle(reply) => {
-            let _ = reply.send(work.settle());
+        PoolsOrder::Settle { fill, reply } => {
+            let _ = reply.send(work.settle(fill));
         }
         // `run` itself ends on this request.
         PoolsOrder::Stop(_) => {}

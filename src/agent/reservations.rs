@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::sleep;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::memory::Published;
 use super::observe::memory::MemoryObserver;
@@ -31,35 +32,38 @@ pub async fn follow(pools: Pools, observer: MemoryObserver) {
     if let Err(fault) = pools.extend_leases(GRACE_SECONDS).await {
         tracing::warn!(code = %fault.code, "the leases of reservations could not be extended: {fault}");
     }
-    let mut failures = 0;
+    let (mut failures, mut due) = (0, Instant::now());
     loop {
-        match pools.settle().await {
-            Ok(false) => failures = 0,
-            Ok(true) => failures += 1,
-            Err(fault) => {
-                failures += 1;
-                tracing::warn!(code = %fault.code, "reservations could not be settled, which is tried again: {fault}");
-            }
+        let now = Instant::now();
+        // A growth that the kernel cannot meet slows the whole machine: not with each reservation.
+        let tries = now >= due;
+        let left = pools.settle(tries).await.unwrap_or_else(|fault| {
+            tracing::warn!(code = %fault.code, "reservations could not be settled, which is tried again: {fault}");
+            true
+        });
+        if tries {
+            failures = if left { failures + 1 } else { 0 };
+            due = now + if left { RETRY.delay(failures, 0) } else { Duration::ZERO };
         }
         let published = records.borrow_and_update().clone();
         let mut exits: FuturesUnordered<_> =
             holders(&published).map(|holder| observer.ended(holder)).collect();
-        let is_same =
-            |newer: &Published| newer.ledger.reservations == published.ledger.reservations;
-        let retry = (failures > 0).then(|| RETRY.delay(failures, 0));
-        let until = retry.into_iter().chain([lease_left(&published, &observer)]).min();
+        let lease = Instant::now() + lease_left(&published, &observer);
         tokio::select! {
             // Each is cancel-safe: settling looks at all of them anew.
-            () = async {
-                loop {
-                    wait::change(&mut records).await;
-                    if !is_same(&records.borrow_and_update()) {
-                        break;
-                    }
-                }
-            } => failures = 0,
-            Some(()) = exits.next() => failures = 0,
-            () = sleep(until.unwrap_or(MOST_WAIT)) => {}
+            () = changed(&mut records, &published) => {}
+            Some(()) = exits.next() => {}
+            () = sleep_until(if failures > 0 { lease.min(due) } else { lease }) => {}
+        }
+    }
+}
+
+/// Returns when the reservations differ from those in `before`.
+async fn changed(records: &mut watch::Receiver<Published>, before: &Published) {
+    loop {
+        wait::change(records).await;
+        if records.borrow_and_update().ledger.reservations != before.ledger.reservations {
+            return;
         }
     }
 }

@@ -140,13 +140,16 @@ pub(super) fn validate_memory(
     if seen.free_pages.is_empty() || there >= pages {
         return Ok(());
     }
-    let all: Vec<String> =
-        seen.free_pages.iter().map(|(node, free)| format!("{node} has {free}")).collect();
+    let all: Vec<String> = seen
+        .free_pages
+        .keys()
+        .map(|node| format!("{node} has {}", seen.free_pages_on(&[*node])))
+        .collect();
     let on: Vec<String> = nodes.iter().map(ToString::to_string).collect();
     let flags: String = nodes.iter().map(|node| format!(" --node {}", node.0)).collect();
     let text = format!(
         "{} takes {pages} pages of 2 MiB (memory_mib {}, for {} volumes) beside its cores, on {}, and of free ones \
-         {}: prepare as many there and {PROBE_PAGES} for deep probes (`vhost-agent prepare{flags} --pages {}`), with \
+         that are kept for no guest {}: prepare as many there and {PROBE_PAGES} for deep probes (`vhost-agent prepare{flags} --pages {}`), with \
          {PAGES_PER_GIB} more for each GiB of the guests that are to start, let it take less, or name cores of another node",
         spec.name,
         spec.memory_mib,

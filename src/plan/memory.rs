@@ -125,6 +125,9 @@ mod tests {
             512,
             "and then it is reported how much is missing"
         );
+        let promised = |pages| [(NumaNode(0), pages)].into();
+        let kept = TargetSeen { promised_pages: promised(99_500), ..ample.clone() };
+        assert_eq!(mib(5_000, LEAVE, &kept), 512, "as much as is kept for nobody else");
         let unknown = TargetSeen { free_pages: [].into(), ..ample };
         assert_eq!(mib(801, LEAVE, &unknown), 1024, "it is unknown what is free");
     }

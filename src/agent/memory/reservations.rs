@@ -24,7 +24,7 @@ use crate::model::reservation::{
     ReservationState, add_pages, pages_beyond, pages_of,
 };
 use crate::model::status::TargetStatuses;
-use crate::model::target::Desired;
+use crate::model::target::{Desired, TargetState};
 use crate::model::work::WorkId;
 use crate::plan::hugepages;
 
@@ -37,14 +37,15 @@ pub struct DownTargets {
 }
 
 impl DownTargets {
-    /// Pages of 2 MiB that each desired target takes that is not up.
+    /// Pages of 2 MiB that each desired target takes that is down.
     fn pages(&self) -> Vec<u64> {
         let (desired, statuses) = (self.desired.borrow(), self.statuses.borrow());
-        let is_up = |name| {
+        // A process that has started has its pages, whether it answers or not.
+        let has_pages = |name| {
             let health = statuses.get(name).and_then(|status| status.health.as_ref());
-            health.is_some_and(|health| health.is_up())
+            health.is_some_and(|it| it.pid.is_some() && it.state != TargetState::Starting)
         };
-        let down = desired.targets.values().filter(|spec| !is_up(&spec.name));
+        let down = desired.targets.values().filter(|spec| !has_pages(&spec.name));
         down.map(|spec| self.policy.pages(spec)).collect()
     }
 }
@@ -148,14 +149,17 @@ impl MemoryWork {
         let seen = self.observer.pools()?;
         // An interrupted growth is settled before anything is decided.
         self.records.reconcile(&seen);
-        growth.aside = self.kept_free_beside_targets(&seen, !request.arrival);
+        let beside = self.kept_free_beside_targets(&seen, !request.arrival);
         let mut pages = PagesByPool::new();
         for want in &request.wants {
-            self.grow(&order(vec![want.clone()], cancelled), growth)?;
-            let free = self.observer.pools()?.without(&growth.aside);
-            let share = hugepages::share_out(want, &free)?;
-            add_pages(&mut growth.aside, &share);
-            add_pages(&mut pages, &share);
+            growth.aside = beside.clone();
+            add_pages(&mut growth.aside, &pages);
+            let grown = self.grow(&order(vec![want.clone()], cancelled), growth);
+            let free = self.observer.pools().map(|seen| seen.without(&growth.aside));
+            // The pages of this request are given back if it fails.
+            growth.aside = beside.clone();
+            grown?;
+            add_pages(&mut pages, &hugepages::share_out(want, &free?)?);
         }
         match cancelled.load(Ordering::Relaxed) {
             true => Err(Fault::new(Code::Cancelled, "nobody waits for these pages any more")),
@@ -198,18 +202,18 @@ impl MemoryWork {
         Ok(there)
     }
 
-    /// Drops reservations that have ended, gives back temporary pages that nobody needs, and fills up the reserve for
-    /// arrivals. Returns `true` if something is left to be done later.
+    /// Drops reservations that have ended, gives back temporary pages that nobody needs and, with `fill`, fills up the
+    /// reserve for arrivals. Returns `true` if something is left to be done later.
     ///
     /// # Errors
     /// When the machine cannot be read, or the record not be written.
-    pub fn settle(&mut self) -> Result<bool, Fault> {
+    pub fn settle(&mut self, fill: bool) -> Result<bool, Fault> {
         if !self.is_restored() {
             return Ok(true);
         }
         self.drop_ended(self.observer.since_boot()?)?;
         self.give_back_surplus(&mut Vec::new())?;
-        let is_full = self.fill_reserve()?;
+        let is_full = if fill { self.fill_reserve()? } else { true };
         let ledger = self.records.ledger();
         let temporary = pages_map(&ledger.temporary);
         Ok(!is_full || !pages_beyond(&temporary, &self.most_temporary()).is_empty())
