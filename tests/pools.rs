@@ -817,3 +817,81 @@ fn mixed_requests(mut seed: u64) {
     assert!(ledger.temporary(key) <= 4, "only the reserve is left: {ledger:?}");
     Command::new("umount").arg(guests.path()).status().unwrap();
 }
+
+/// Runs libvirt's hook as libvirt does: `hook OPERATION PART` with the definition in `$xml`; the machine is `web`.
+const HOOK: &str = r#"
+xml='<domain type="kvm"><name>web</name><uuid>5f0c6b0e-0000-4000-8000-000000000001</uuid><memory unit="MiB">PAGES</memory>
+  <memoryBacking><hugepages><page size="2" unit="M"/></hugepages><access mode="shared"/></memoryBacking>
+  <devices><disk type="vhostuser" device="disk"><source type="unix" path="/s/v"/></disk></devices></domain>'
+hook() { printf %s "$xml" | agent libvirt-hook web "$1" "$2" - 2>"$dir/hook.txt"; echo $?; }
+"#;
+
+#[test]
+fn libvirts_hook_reserves_claims_and_releases() {
+    let Some(pools) = Pools::hold() else { return };
+    let before = counter("nr_hugepages");
+    let script = r#"
+xml=${xml/PAGES/$(((free + 40) * 2))}
+serve
+is "$(hook prepare begin)" 0 prepare
+total_is $((total + 40)) 'for the machine'
+is "$(hook prepare begin)" 0 'prepared twice'
+is "$(hook start begin)" 0 start
+sleep 1000 & guest=$!
+mount -t tmpfs none /run
+mkdir -p /run/libvirt/qemu
+echo $guest >/run/libvirt/qemu/web.pid
+is "$(hook started begin)" 0 started
+is "$(call GET /v1/reservations/libvirt-5f0c6b0e-0000-4000-8000-000000000001)" 200 reservation
+is "$(jq -r '"\(.state) \(.pid)"' "$answer")" "claimed $guest" claimed
+is "$(hook release end)" 0 release
+total_is "$total" 'given back'
+is "$(hook migrate begin)" 0 arrival
+is "$(hook prepare begin)" 0 'prepared after it'
+is "$(call GET /v1/reservations)" 200 list
+is "$(jq -c '[.reservations[].arrival]' "$answer")" '[true]' 'still an arrival'
+is "$(hook release end)" 0 release
+total_is "$total" 'given back'
+whole=$xml
+xml=${whole/vhostuser/file}
+is "$(hook prepare begin)" 0 'a machine without a vhost-user disk'
+total_is "$total" 'and without a reservation'
+xml=${whole/MiB/TiB}
+is "$(hook prepare begin)" 1 'more than there is'
+grep -q 'web gets no hugepages: .*more than the' "$dir/hook.txt" || { cat "$dir/hook.txt" >&2; exit 1; }
+xml='no definition'
+is "$(hook prepare begin)" 0 'what is not understood is let through'
+grep -q 'is not understood' "$dir/hook.txt" || exit 1"#;
+    beside_agent(&pools, "", &format!("{HOOK}{script}"));
+    assert_eq!(counter("nr_hugepages"), before);
+}
+
+#[test]
+fn libvirts_hook_decides_without_an_agent_within_a_second() {
+    let Some(pools) = Pools::hold() else { return };
+    for (word, code) in [("allow", 0), ("refuse", 1)] {
+        let script = format!(
+            r#"
+xml=${{xml/PAGES/64}}
+serve
+within_a_second() {{
+  local since=$EPOCHREALTIME code
+  code=$(hook prepare begin)
+  is "$code" {code} "$1"
+  is "$(( (${{EPOCHREALTIME/./}} - ${{since/./}}) / 1000000 ))" 0 "seconds of $1"
+  grep -q 'agent does not answer' "$dir/hook.txt" || {{ cat "$dir/hook.txt" >&2; exit 1; }}
+}}
+kill -STOP $agent
+within_a_second 'an agent that hangs'
+is "$(hook started begin)" 0 'nothing is lost then'
+is "$(hook release end)" 0 'nor at the end'
+kill -KILL $agent; wait $agent
+within_a_second 'no agent'
+xml=${{xml/vhostuser/file}}
+is "$(hook prepare begin)" 0 'a machine that needs none'
+serve"#
+        );
+        let settings = format!("libvirt.without_agent = \"{word}\"\n");
+        beside_agent(&pools, &settings, &format!("{HOOK}{script}"));
+    }
+}

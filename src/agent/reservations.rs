@@ -76,8 +76,8 @@ fn holders(published: &Published) -> impl Iterator<Item = Holder> {
 /// Time until the next lease ends.
 fn lease_left(published: &Published, observer: &MemoryObserver) -> Duration {
     let leases = published.ledger.reservations.iter().filter(|it| it.holder().is_none());
-    let now = observer.since_boot().unwrap_or_default();
-    let next = leases.map(|it| it.lease.end.saturating_sub(now)).min();
+    let Some(end) = leases.map(|it| it.lease.end).min() else { return MOST_WAIT };
+    let left = end.saturating_sub(observer.since_boot().unwrap_or_default());
     // One second more, as both are whole seconds.
-    next.map_or(MOST_WAIT, |left| Duration::from_secs(left + 1).min(MOST_WAIT))
+    Duration::from_secs(left.saturating_add(1)).min(MOST_WAIT)
 }

@@ -102,7 +102,7 @@ impl NodeRoot {
     }
 
     /// Agent that answers at the node's own socket: a user of the socket needs no access to the state.
-    async fn at_socket(&self) -> Option<Agent> {
+    pub(super) async fn at_socket(&self) -> Option<Agent> {
         let path = socket_path(&self.settings, &self.root)?;
         let answers = timeout(CONNECT, UnixStream::connect(&path)).await;
         answers.ok()?.ok()?;
@@ -254,6 +254,8 @@ impl Agent {
 
     fn understand<T: DeserializeOwned>(&self, status: StatusCode, bytes: &[u8]) -> Result<T> {
         if status.is_success() {
+            // An answer without a body (204) is null.
+            let bytes = if bytes.is_empty() { b"null" } else { bytes };
             return serde_json::from_slice(bytes)
                 .with_context(|| format!("the agent at {} answered something else", self.way));
         }

@@ -7,6 +7,7 @@ mod agent_client;
 mod config;
 mod deploy;
 mod health;
+mod libvirt_hook;
 mod log;
 mod pools;
 mod prepare;
@@ -134,6 +135,8 @@ enum Command {
     /// Settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Reserve the hugepages of a virtual machine: called by libvirt's hook, with the definition on standard input
+    LibvirtHook(libvirt_hook::HookArgs),
     /// Run the built-in target: vhost-user disks, controlled like an SPDK vhost application
     Target(target::Flags),
 }
@@ -155,6 +158,9 @@ pub fn run(arguments: Arguments) -> ExitCode {
     if let Command::Setup(args) = command {
         return exit_code(setup::run(overrides, &args, global.output));
     }
+    if let Command::LibvirtHook(args) = command {
+        return libvirt(&global, args, &overrides);
+    }
     let loaded = match load(&overrides, environment()) {
         Ok(loaded) => loaded,
         Err(e) => {
@@ -163,6 +169,25 @@ pub fn run(arguments: Arguments) -> ExitCode {
         }
     };
     exit_code(dispatch(&global, command, loaded))
+}
+
+/// Runs libvirt's hook. Whatever cannot be read, settings included, keeps no virtual machine from its start.
+fn libvirt(global: &Global, args: libvirt_hook::HookArgs, overrides: &Overrides) -> ExitCode {
+    let settings = load(overrides, environment()).map(|loaded| loaded.settings);
+    let settings = settings.unwrap_or_else(|e| {
+        eprintln!("vhost-agent: the defaults apply, as the settings cannot be used: {}", chain(&e));
+        crate::config::Settings::default()
+    });
+    let call = args.read(&global.root, &settings.libvirt).unwrap_or_else(|e| {
+        eprintln!("vhost-agent: no hugepages are reserved: {e:#}");
+        None
+    });
+    let Some(call) = call else { return ExitCode::from(exit::HOLDS) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    exit_code(runtime.map_err(Into::into).map(|runtime| {
+        let node = agent_client::NodeRoot { settings, root: global.root.clone() };
+        runtime.block_on(call.run(&node))
+    }))
 }
 
 fn exit_code(done: anyhow::Result<u8>) -> ExitCode {
@@ -208,7 +233,10 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,
             Command::State(command) => state::run(node, command, global.output).await,
-            Command::Setup(_) | Command::Config(_) | Command::Target(_) => Ok(exit::HOLDS),
+            Command::Setup(_)
+            | Command::Config(_)
+            | Command::Target(_)
+            | Command::LibvirtHook(_) => Ok(exit::HOLDS),
         }
     });
     // A write to the kernel that hangs must not keep the process from ending.

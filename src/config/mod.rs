@@ -9,6 +9,7 @@ mod access;
 mod fallback;
 mod heal;
 mod health;
+mod libvirt;
 mod load;
 mod outgoing;
 mod registry;

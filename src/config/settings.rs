@@ -15,8 +15,8 @@ use super::registry;
 use crate::model::fallback::FallbackAddress;
 use crate::model::node::Exposure;
 use crate::model::policy::{
-    CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, MountPolicy, PoolPolicy,
-    ReportPolicy, StoragePolicy, TargetPolicy, TargetSettings, VolumePolicy,
+    CallbackPolicy, EnginePolicy, HealPolicy, HealthPolicy, HttpPolicy, LibvirtPolicy, MountPolicy,
+    PoolPolicy, ReportPolicy, StoragePolicy, TargetPolicy, TargetSettings, VolumePolicy,
 };
 use crate::model::registry::{RegistryLogins, RegistryPolicy, registry_of};
 use crate::model::url::HttpUrl;
@@ -57,6 +57,8 @@ pub struct Settings {
     pub mount: MountPolicy,
     /// Docker engine.
     pub engine: EnginePolicy,
+    /// Hook for libvirt.
+    pub libvirt: LibvirtPolicy,
     /// Client of the storage, where no legacy agent looks after it.
     pub storage: StoragePolicy,
     pub target: TargetSettings,
@@ -111,6 +113,7 @@ impl Default for Settings {
             pools: PoolPolicy::default(),
             mount: MountPolicy::default(),
             engine: EnginePolicy::default(),
+            libvirt: LibvirtPolicy::default(),
             storage: StoragePolicy::default(),
             target: TargetSettings::default(),
             health: HealthPolicy::default(),
@@ -284,7 +287,7 @@ impl Settings {
             .or_else(|| self.log.problem().or_else(|| self.report.problem()))
             .or_else(|| self.target.problem().or_else(|| self.health.problem()))
             .or_else(|| self.volume.problem().or_else(|| self.heal.problem()))
-            .or_else(|| self.storage.problem());
+            .or_else(|| self.storage.problem().or_else(|| self.libvirt.problem()));
         whole
             .or_else(|| self.tls.problem().or_else(|| self.access.problem(&self.tls)))
             .or_else(|| registry::problem(&self.registry))

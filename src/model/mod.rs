@@ -16,6 +16,7 @@ pub mod container;
 pub mod cpu;
 pub mod daemon_json;
 pub mod deep;
+pub mod domain;
 pub mod egress_policy;
 pub mod engine;
 pub mod engine_options;

@@ -59,7 +59,7 @@ async fn a_node_is_shown_with_pools_memory_cpus_mounts_and_boot() {
     assert_eq!(status["pageSizes"], json!(["2M", "1G"]));
     assert_eq!(status["memory"], json!({"totalKib": 65_798_012, "availableKib": 52_428_800}));
     assert_eq!(status["errors"], json!([]));
-    let pool = |size, node, total, free, surplus| json!({"size": size, "node": node, "total": total, "free": free, "surplus": surplus, "grown": 0});
+    let pool = |size, node, total, free, surplus| json!({"size": size, "node": node, "total": total, "free": free, "surplus": surplus, "grown": 0, "kept": 0});
     let expected = json!([
         pool("2M", 0, 512, 100, 0),
         pool("2M", 1, 600, 300, 8),
@@ -99,8 +99,8 @@ async fn a_kernel_without_numa_has_one_pool_of_each_size() {
     let status = agent.get("/v1/node").await.json();
     assert_eq!(status["errors"], json!([]));
     let pools = json!([
-        {"size": "2M", "node": 0, "total": 32, "free": 20, "surplus": 0, "grown": 0},
-        {"size": "1G", "node": 0, "total": 0, "free": 0, "surplus": 0, "grown": 0},
+        {"size": "2M", "node": 0, "total": 32, "free": 20, "surplus": 0, "grown": 0, "kept": 0},
+        {"size": "1G", "node": 0, "total": 0, "free": 0, "surplus": 0, "grown": 0, "kept": 0},
     ]);
     assert_eq!(status["pools"], pools);
     assert_eq!(status["cpus"].as_array().unwrap().len(), 2);

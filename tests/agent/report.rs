@@ -96,7 +96,7 @@ async fn a_targets_change_is_reported_at_once_with_its_host() {
     assert_eq!(report["agentVersion"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["targets"][0]["name"], "zbs-vhost");
     assert!(report["targets"][0]["reason"].as_str().unwrap().contains("SPDK v24.01"));
-    let pool = json!({"sizeKib": 2048, "node": 1, "pages": 600, "freePages": 300, "grownPages": 0});
+    let pool = json!({"sizeKib": 2048, "node": 1, "pages": 600, "freePages": 300, "grownPages": 0, "reservedPages": 0, "arrivalPages": 0});
     assert_eq!(report["pools"][1], pool);
     assert!(report["at"].is_string());
     for state in ["degraded", "serving", "degraded"] {

@@ -121,7 +121,9 @@ impl MemoryWork {
         progress: ProgressSink,
     ) -> Result<MemoryWork, Fault> {
         let shares = |seen| hugepages::arrival_shares(&pools, &seen);
-        let arrival = observer.pools().map(shares).unwrap_or_default();
+        // Without a reserve, nothing is read before the first request.
+        let seen = (pools.arrival_reserve > 0).then(|| observer.pools());
+        let arrival = seen.transpose()?.map(shares).unwrap_or_default();
         let records = PageRecords::open(store, observer.boot_id()?, arrival)?;
         let mounted = BTreeMap::new();
         let (seen, ahead, stopping) = (None, None, Arc::default());

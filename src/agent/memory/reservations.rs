@@ -211,7 +211,9 @@ impl MemoryWork {
         if !self.is_restored() {
             return Ok(true);
         }
-        self.drop_ended(self.observer.since_boot()?)?;
+        if !self.records.ledger().reservations.is_empty() {
+            self.drop_ended(self.observer.since_boot()?)?;
+        }
         self.give_back_surplus(&mut Vec::new())?;
         let is_full = if fill { self.fill_reserve()? } else { true };
         let ledger = self.records.ledger();
@@ -225,6 +227,9 @@ impl MemoryWork {
     /// # Errors
     /// When the machine cannot be read, or the record not be written.
     pub fn extend_leases(&mut self, seconds: u64) -> Result<(), Fault> {
+        if self.records.ledger().reservations.is_empty() {
+            return Ok(());
+        }
         let least = lease(self.observer.since_boot()?, seconds);
         self.records.change_reservations(|all| {
             all.iter_mut().for_each(|it| it.lease = it.lease.clone().longer(least.clone()));

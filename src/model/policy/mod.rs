@@ -8,6 +8,7 @@ mod engine;
 mod heal;
 mod health;
 mod http;
+mod libvirt;
 mod pools;
 mod storage;
 mod target;
@@ -18,6 +19,7 @@ pub use engine::EnginePolicy;
 pub use heal::HealPolicy;
 pub use health::HealthPolicy;
 pub use http::HttpPolicy;
+pub use libvirt::{LibvirtPolicy, ReserveFor, WithoutAgent};
 pub use pools::{MountPolicy, PoolPolicy};
 pub use storage::StoragePolicy;
 pub use target::{
