@@ -6,9 +6,7 @@
 //! ```
 //! libvirt waits for the hook, and refuses the start if the hook fails. Nothing is printed to the standard output: libvirt
 //! would take it for a definition.
-#![allow(clippy::disallowed_methods)] // reads what libvirt and the kernel tell a program that is run for one machine
 
-use std::fs;
 use std::future::Future;
 use std::io::Read;
 use std::path::Path;
@@ -23,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::agent_client::{Agent, NodeRoot};
 use super::exit;
+use crate::agent::observe::libvirt::{default_page_size, machine_pid};
 use crate::api::v1::pools::size_fields;
 use crate::api::v1::prepare::nodes_of;
 use crate::api::v1::reservations::{MemoryBody, ReservationBody};
@@ -31,7 +30,6 @@ use crate::model::domain::Domain;
 use crate::model::fault::Fault;
 use crate::model::policy::{LibvirtPolicy, ReserveFor, WithoutAgent};
 use crate::model::pools::PoolWant;
-use crate::model::units::PageSize;
 
 /// Longest definition that is read, in bytes.
 const MOST_XML: u64 = 4 << 20;
@@ -85,7 +83,7 @@ impl HookArgs {
         let mut xml = String::new();
         let read = std::io::stdin().lock().take(MOST_XML).read_to_string(&mut xml);
         read.context("the definition of the virtual machine cannot be read from standard input")?;
-        let domain = Domain::parse(&xml, default_size(root))
+        let domain = Domain::parse(&xml, default_page_size(root))
             .with_context(|| format!("the definition of {} is not understood", self.domain))?;
         let is_meant = match policy.reserve {
             ReserveFor::VhostUser => domain.has_vhost_user_disk,
@@ -96,13 +94,6 @@ impl HookArgs {
         }
         Ok(Some(HookCall { machine: self.domain, act, domain }))
     }
-}
-
-/// Kernel's default size of hugepages.
-fn default_size(root: &Path) -> Option<PageSize> {
-    let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Hugepagesize:"))?;
-    PageSize::from_kib(line.trim().strip_suffix("kB")?.trim().parse().ok()?)
 }
 
 /// Call for a virtual machine whose hugepages are to be reserved.
@@ -208,7 +199,7 @@ impl HookCall {
 
     async fn claim(&self, agent: &Agent, node: &NodeRoot, deadline: Instant) -> Result<()> {
         let path = format!("/v1/reservations/{}/claim", self.name());
-        let body = Claim { pid: pid_of(&node.root, &self.machine) };
+        let body = Claim { pid: machine_pid(&node.root, &self.machine) };
         let call = agent.call::<Reserved>(Method::POST, &path, Some(&body), PAGES_FOUND);
         // It is queued where the agent is busy, and done then.
         timeout_at(deadline, call).await.context("the claim is still under way")??;
@@ -240,13 +231,6 @@ async fn told(machine: &str, done: impl Future<Output = Result<()>>) -> u8 {
         eprintln!("vhost-agent: {machine}: {error:#}");
     }
     exit::HOLDS
-}
-
-/// Pid of the QEMU of the virtual machine `name`, from libvirt's file; `None` if there is none.
-fn pid_of(root: &Path, name: &str) -> Option<u32> {
-    let plain = !name.contains('/');
-    let file = root.join("run/libvirt/qemu").join(format!("{name}.pid"));
-    fs::read_to_string(file).ok().filter(|_| plain)?.trim().parse().ok()
 }
 
 fn memory(want: &PoolWant) -> MemoryBody {

@@ -5,6 +5,7 @@ pub mod exits;
 pub mod figures;
 pub mod guests;
 pub mod hypervisor;
+pub mod libvirt;
 pub mod memory;
 pub mod node;
 pub mod storage;
