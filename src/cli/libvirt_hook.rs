@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::agent_client::{Agent, NodeRoot};
-use super::exit;
+use super::{Usage, exit};
 use crate::agent::observe::libvirt::{default_page_size, machine_pid};
 use crate::api::v1::pools::size_fields;
 use crate::api::v1::prepare::nodes_of;
@@ -46,8 +46,10 @@ const RESTORE_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug, Args)]
 pub(super) struct HookArgs {
     /// Name of the virtual machine
+    #[arg(allow_hyphen_values = true)]
     domain: String,
     /// Operation, such as prepare
+    #[arg(allow_hyphen_values = true)]
     operation: String,
     /// Rest of what libvirt gives
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -105,7 +107,9 @@ pub(super) struct HookCall {
 
 /// Reservation, as far as the hook reads it.
 #[derive(Debug, Deserialize)]
-struct Reserved {}
+struct Reserved {
+    arrival: bool,
+}
 
 #[derive(Debug, Serialize)]
 struct Claim {
@@ -168,24 +172,31 @@ impl HookCall {
                 agent.call::<Reserved>(Method::POST, "/v1/reservations", Some(&body), PAGES_FOUND);
             let Err(error) = post.await else { return exit::HOLDS };
             let code = error.downcast_ref::<Fault>().map(|fault| fault.code);
+            let is_answer = code.is_some() || error.is::<Usage>();
             match code {
                 Some(Code::PoolsBusy) if Instant::now() < restored => sleep(RESTORE_PAUSE).await,
                 // Of the guest that libvirt restarts, or of one whose end was not told.
-                Some(Code::ReservationConflict) => return self.reserve_anew(agent, &body).await,
+                Some(Code::ReservationConflict) => return self.reserve_anew(agent, body).await,
                 Some(Code::Stopping) => return self.without_agent(node, &error),
+                // The agent has died meanwhile, or its answer does not come.
+                _ if !is_answer => return self.without_agent(node, &error),
                 _ => return self.refused(&error),
             }
         }
     }
 
     /// Replaces a reservation of the same virtual machine: libvirt runs it once on a node, and so it has ended.
-    async fn reserve_anew(&self, agent: &Agent, body: &ReservationBody) -> u8 {
+    async fn reserve_anew(&self, agent: &Agent, mut body: ReservationBody) -> u8 {
+        let path = format!("/v1/reservations/{}", self.name());
+        let before = agent.call::<Reserved>(Method::GET, &path, None::<&()>, AGENT_ANSWERS);
+        // It stays an arrival where the definition differs between the operations.
+        body.arrival |= before.await.is_ok_and(|before| before.arrival);
         let deadline = Instant::now() + Duration::from_secs(10);
         if let Err(error) = self.release(agent, deadline).await {
             return self.refused(&error);
         }
         let again =
-            agent.call::<Reserved>(Method::POST, "/v1/reservations", Some(body), PAGES_FOUND);
+            agent.call::<Reserved>(Method::POST, "/v1/reservations", Some(&body), PAGES_FOUND);
         match again.await {
             Ok(_) => exit::HOLDS,
             Err(error) => self.refused(&error),

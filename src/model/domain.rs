@@ -9,6 +9,8 @@ use super::units::{NumaNode, PageSize};
 
 /// Upper bound on the XML nodes of a definition.
 const MOST_XML_NODES: u32 = 200_000;
+/// Largest size of ordinary pages, which a definition may name too, in KiB. Hugepages are larger.
+const MOST_ORDINARY_KIB: u64 = 16;
 /// Upper bound on NUMA nodes, of a guest and of a host.
 const MOST_NODES: u32 = 1024;
 
@@ -116,6 +118,9 @@ impl BackingPages {
                 Some(nodes) => Placement::Bound(nodes),
                 None => tune.placement(chunk.cell),
             };
+            if size.kib() <= MOST_ORDINARY_KIB {
+                continue;
+            }
             let pages = chunk.kib.div_ceil(size.kib());
             match wants.iter_mut().find(|it| it.size == size && it.placement == placement) {
                 Some(want) => want.pages = want.pages.saturating_add(pages),

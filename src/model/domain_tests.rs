@@ -29,6 +29,7 @@ fn pages_are_those_of_the_memory_in_the_named_or_default_size() {
     assert_eq!(pages("<memoryBacking><source type='memfd'/></memoryBacking>"), []);
     let backing =
         |inner: &str| format!("<memoryBacking><hugepages>{inner}</hugepages></memoryBacking>");
+    assert_eq!(pages(&backing("<page size='4'/>")), [], "ordinary pages");
     assert_eq!(pages(&backing("")), [(2, 2048, vec![])]);
     assert_eq!(pages(&backing("<page size='1' unit='G'/>")), [(1024, 4, vec![])]);
     assert_eq!(pages(&backing("<page size='1048576' nodeset='0'/>")), [(1024, 4, vec![])]);
