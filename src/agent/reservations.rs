@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::memory::Published;
 use super::observe::memory::MemoryObserver;
@@ -32,15 +32,23 @@ pub async fn follow(pools: Pools, observer: MemoryObserver) {
     if let Err(fault) = pools.extend_leases(GRACE_SECONDS).await {
         tracing::warn!(code = %fault.code, "the leases of reservations could not be extended: {fault}");
     }
-    let (mut failures, mut due) = (0, Instant::now());
+    let (mut failed, mut failures, mut due) = (0_u32, 0, Instant::now());
     loop {
         let now = Instant::now();
         // A growth that the kernel cannot meet slows the whole machine: not with each reservation.
         let tries = now >= due;
-        let left = pools.settle(tries).await.unwrap_or_else(|fault| {
-            tracing::warn!(code = %fault.code, "reservations could not be settled, which is tried again: {fault}");
-            true
-        });
+        let left = match pools.settle(tries).await {
+            Ok(left) => left,
+            Err(fault) => {
+                failed = failed.saturating_add(1);
+                let pause = RETRY.delay(failed, 0);
+                tracing::warn!(code = %fault.code, "reservations could not be settled, which is tried again in {pause:?}: {fault}");
+                // What has ended stays on record, so that waiting for an end would return at once.
+                sleep(pause).await;
+                continue;
+            }
+        };
+        failed = 0;
         if tries {
             failures = if left { failures + 1 } else { 0 };
             due = now + if left { RETRY.delay(failures, 0) } else { Duration::ZERO };

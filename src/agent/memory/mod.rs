@@ -120,10 +120,7 @@ impl MemoryWork {
         store: Store,
         progress: ProgressSink,
     ) -> Result<MemoryWork, Fault> {
-        let shares = |seen| hugepages::arrival_shares(&pools, &seen);
-        // Without a reserve, nothing is read before the first request.
-        let seen = (pools.arrival_reserve > 0).then(|| observer.pools());
-        let arrival = seen.transpose()?.map(shares).unwrap_or_default();
+        let arrival = arrival_shares(&observer, &pools);
         let records = PageRecords::open(store, observer.boot_id()?, arrival)?;
         let mounted = BTreeMap::new();
         let (seen, ahead, stopping) = (None, None, Arc::default());
@@ -391,6 +388,24 @@ impl MemoryWork {
         let begun = self.progress.begun(step);
         let (_, after) = step.before_after();
         begun.applied(work().map(|()| after), &mut report.steps)
+    }
+}
+
+/// Pages of the reserve for arrivals, by pool. Without a reserve nothing is read, and pools that cannot be read keep no
+/// agent from its start.
+fn arrival_shares(observer: &MemoryObserver, pools: &PoolPolicy) -> PagesByPool {
+    if pools.arrival_reserve == 0 {
+        return PagesByPool::new();
+    }
+    match observer.pools() {
+        Ok(seen) => hugepages::arrival_shares(pools, &seen),
+        Err(fault) => {
+            tracing::warn!(
+                code = %fault.code,
+                "no pages are kept for guests that arrive until the agent is started again (pools.arrival_reserve): {fault}"
+            );
+            PagesByPool::new()
+        }
     }
 }
 
