@@ -25,6 +25,8 @@ const SEGMENTS: u32 = 126;
 const SPACE: usize = 256;
 
 pub(super) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// Bit by which the frontend switches the log of dirty pages on.
+pub(super) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 pub(super) const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 pub(super) fn features(disk: &ControllerDisk) -> u64 {
@@ -40,11 +42,12 @@ pub(super) fn features(disk: &ControllerDisk) -> u64 {
     ];
     let writable = [VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES];
     let more: &[u32] = if disk.read_only { &[VIRTIO_BLK_F_RO] } else { &writable };
-    bits.iter().chain(more).fold(PROTOCOL_FEATURES, |all, bit| all | 1 << bit)
+    bits.iter().chain(more).fold(PROTOCOL_FEATURES | LOG_ALL, |all, bit| all | 1 << bit)
 }
 
 pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::LOG_SHMFD
         | VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::BACKEND_REQ

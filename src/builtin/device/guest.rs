@@ -106,6 +106,11 @@ impl GuestMemory {
         self.memory.write_slice(bytes, address).is_ok()
     }
 
+    /// Highest address of the regions.
+    pub(super) fn last(&self) -> GuestAddress {
+        self.memory.last_addr()
+    }
+
     /// Total size of the regions in bytes, for the log.
     pub(super) fn bytes(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum()

@@ -18,6 +18,7 @@ mod controller;
 mod disk;
 mod guest;
 mod inflight;
+mod log;
 mod negotiation;
 mod notice;
 mod request;

@@ -20,6 +20,7 @@ use super::config::{self, QUEUES};
 use super::disk::ControllerDisk;
 use super::guest::GuestMemory;
 use super::inflight::{self, Record};
+use super::log::{DirtyLog, RingLog};
 use super::ring::interrupt;
 use super::session_progress::SessionProgress;
 use super::vring::{Vring, ring_size};
@@ -33,6 +34,7 @@ pub(super) struct Negotiation {
     features: u64,
     guest: Arc<GuestMemory>,
     record: Option<Record>,
+    log: Option<Arc<DirtyLog>>,
     vrings: Vec<Vring>,
 }
 
@@ -48,7 +50,7 @@ impl Negotiation {
     ) -> Self {
         let vrings = (0..QUEUES).map(|_| Vring::default()).collect();
         let guest = Arc::default();
-        Self { disk, workers, progress, features: 0, guest, record: None, vrings }
+        Self { disk, workers, progress, features: 0, guest, record: None, log: None, vrings }
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring> {
@@ -64,11 +66,12 @@ impl Negotiation {
         let event_idx = self.features & config::EVENT_IDX != 0;
         let (guest, record) = (Arc::clone(&self.guest), self.record.clone());
         let in_flight = Arc::clone(&self.progress.in_flight);
+        let log = self.ring_log(index as usize);
         let vring = self.vring(index)?;
         if vring.running || !vring.started || !vring.enabled {
             return Ok(());
         }
-        let ring = vring.ring(index as u16, guest, record.as_ref(), event_idx, in_flight)?;
+        let ring = vring.ring(index as u16, guest, record.as_ref(), event_idx, in_flight, log)?;
         vring.running = true;
         self.worker(index)?.start_ring(ring);
         self.note();
@@ -98,7 +101,24 @@ impl Negotiation {
         self.progress.running.store(running, Ordering::Relaxed);
     }
 
-    fn use_memory(&mut self, guest: GuestMemory) {
+    /// Log as the ring `index` is to use it.
+    fn ring_log(&self, index: usize) -> RingLog {
+        let pages = self.log.clone().filter(|_| self.features & config::LOG_ALL != 0);
+        RingLog { pages, used: self.vrings.get(index).and_then(|vring| vring.used_log) }
+    }
+
+    /// Hands the log to the running rings, which do not stop for it.
+    fn use_log(&self) -> Result<()> {
+        for (index, _) in self.vrings.iter().enumerate().filter(|(_, vring)| vring.running) {
+            self.worker(index as u32)?.replace_log(index as u16, self.ring_log(index));
+        }
+        Ok(())
+    }
+
+    fn use_memory(&mut self, guest: GuestMemory) -> Result<()> {
+        if let Some(log) = self.ring_log(0).pages {
+            log.check_covers(guest.last())?;
+        }
         tracing::debug!(
             disk = self.disk.bdev.name,
             bytes = guest.bytes(),
@@ -108,6 +128,7 @@ impl Negotiation {
         );
         self.guest = Arc::new(guest);
         self.workers.iter().for_each(|worker| worker.replace_memory(&self.guest));
+        Ok(())
     }
 }
 
@@ -123,7 +144,7 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
     fn reset_device(&mut self) -> Result<()> {
         self.stop_all();
         self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
-        self.features = 0;
+        (self.features, self.log) = (0, None);
         Ok(())
     }
 
@@ -135,7 +156,17 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
         if features & !config::features(&self.disk) != 0 {
             return Err(Error::InvalidParam);
         }
+        let switched = (self.features ^ features) & config::LOG_ALL != 0;
+        if features & config::LOG_ALL == 0 {
+            // The frontend gives its log up with the migration, and memory may grow beyond this one.
+            self.log = None;
+        } else if let Some(log) = &self.log {
+            log.check_covers(self.guest.last())?;
+        }
         self.features = features;
+        if switched {
+            self.use_log()?;
+        }
         // Without protocol features there is no message to enable a ring, so all rings are enabled.
         if features & config::PROTOCOL_FEATURES == 0 {
             self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
@@ -149,7 +180,7 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
         files: Vec<File>,
         _: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        self.use_memory(GuestMemory::new(regions, files)?);
+        self.use_memory(GuestMemory::new(regions, files)?)?;
         Ok(None)
     }
 
@@ -161,14 +192,17 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         table: u64,
         used: u64,
         available: u64,
-        _: u64,
+        log: u64,
     ) -> Result<()> {
-        self.vring(index)?.addresses = Some([table, used, available]);
-        Ok(())
+        let vring = self.vring(index)?;
+        vring.addresses = Some([table, used, available]);
+        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        vring.used_log = logged.then_some(log);
+        self.use_log()
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
@@ -253,14 +287,13 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
         _: Option<bool>,
     ) -> Result<Option<u64>> {
         let guest = self.guest.with(base_of(region), file)?;
-        self.use_memory(guest);
+        self.use_memory(guest)?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let guest = self.guest.without(base_of(region))?;
-        self.use_memory(guest);
-        Ok(())
+        self.use_memory(guest)
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
@@ -288,7 +321,10 @@ impl VhostUserBackendReqHandlerMut for Negotiation {
         Err(Error::InvalidOperation("a disk has no shared memory of its own"))
     }
 
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(Error::InvalidOperation("the log of dirty pages is not offered"))
+    fn set_log_base(&mut self, layout: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::open(layout, file)?;
+        log.check_covers(self.guest.last())?;
+        self.log = Some(Arc::new(log));
+        self.use_log()
     }
 }

@@ -11,6 +11,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use super::chain::{Chain, InvalidChain, walk};
 use super::guest::GuestMemory;
 use super::inflight::QueueRecord;
+use super::log::RingLog;
 
 /// Descriptor by which the guest is interrupted; the frontend may replace it while the ring runs.
 pub(super) type CallFd = Arc<Mutex<Option<File>>>;
@@ -35,6 +36,7 @@ pub(super) struct Ring {
     pub(super) call: CallFd,
     pub(super) error: Option<Arc<File>>,
     pub(super) record: Option<QueueRecord>,
+    pub(super) log: RingLog,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) state: RingState,
 }
@@ -143,9 +145,11 @@ impl Ring {
         if let Some(record) = &self.record {
             record.before_used(head);
         }
+        let slot = self.queue.next_used() % self.queue.size();
         if self.queue.add_used(&self.guest.memory, head, written).is_err() {
             return self.break_off(InvalidChain::Table);
         }
+        self.log.mark_used(slot);
         if let Some(record) = &self.record {
             record.after_used(head, self.queue.next_used());
         }
@@ -164,11 +168,20 @@ impl Ring {
     /// Enables kicks for new requests; `true` if the guest has already offered some.
     pub(super) fn sleep(&mut self) -> bool {
         let idle = self.state.broken || self.state.stopping;
-        !idle && self.queue.enable_notification(&self.guest.memory).unwrap_or(false)
+        if idle {
+            return false;
+        }
+        let more = self.queue.enable_notification(&self.guest.memory).unwrap_or(false);
+        self.log.mark_kicks(self.queue.size(), self.queue.event_idx_enabled());
+        more
     }
 
     /// Disables kicks, because the ring is polled from now on.
     pub(super) fn wake(&mut self) {
         let _ = self.queue.disable_notification(&self.guest.memory);
+        // With event indexes nothing is written: the field in the ring is only outdated.
+        if !self.queue.event_idx_enabled() {
+            self.log.mark_kicks(self.queue.size(), false);
+        }
     }
 }

@@ -33,8 +33,10 @@ struct Job {
     written: u32,
     /// Guest memory of the transfer, which stays mapped as long as this is held.
     guest: Arc<GuestMemory>,
-    /// Buffer with a copy of the data, and the segments to copy it to afterwards; there are none for a write.
-    copy: Option<(AlignedBuffer, Vec<Segment>)>,
+    /// Segments that the device writes, without the status byte; there are none for a write to the disk.
+    data: Vec<Segment>,
+    /// Buffer with a copy of the data, which is copied to the segments afterwards.
+    copy: Option<AlignedBuffer>,
 }
 
 type Completion = Vec<(Job, Result<u64, Errno>)>;
@@ -106,8 +108,8 @@ impl DiskService {
     fn begin(&mut self, ring: &Ring, head: u16, request: BlockRequest) {
         let BlockRequest { operation, status } = request;
         let guest = Arc::clone(&ring.guest);
-        let mut job =
-            Job { ring: ring.index, head, status, length: 0, written: 0, guest, copy: None };
+        let (ring, data) = (ring.index, Vec::new());
+        let mut job = Job { ring, head, status, length: 0, written: 0, guest, data, copy: None };
         let stats = &self.disk.bdev.stats;
         match operation {
             Operation::Transfer { write, offset, length, data } => {
@@ -128,6 +130,7 @@ impl DiskService {
                 let id = serial(&self.disk.bdev.name);
                 job.written = id.len() as u32;
                 let put = scatter(&job.guest, &data, &id);
+                job.data = data;
                 self.done.push((job, if put { Ok(0) } else { Err(Errno::EFAULT) }));
             }
             Operation::Zero(ranges) => {
@@ -155,6 +158,7 @@ impl DiskService {
         if !data.iter().all(|part| guest.slices(part.address, part.length, &mut slices)) {
             return self.done.push((job, Err(Errno::EFAULT)));
         }
+        job.data = if write { Vec::new() } else { data };
         let Some(alignment) = self.disk.bdev.direct_alignment() else {
             let moved =
                 self.disk.bdev.transfer(Transfer { write, offset }, &slices).map(|()| job.length);
@@ -170,10 +174,10 @@ impl DiskService {
                 return self.done.push((job, Err(Errno::ENOMEM)));
             };
             vectors = iovecs(&[buffer.slice()]);
-            job.copy = Some((buffer, if write { Vec::new() } else { data }));
+            job.copy = Some(buffer);
         }
         if self.aio.is_none() {
-            let own = job.copy.as_ref().map(|(buffer, _)| vec![buffer.slice()]);
+            let own = job.copy.as_ref().map(|buffer| vec![buffer.slice()]);
             let parts = own.as_deref().unwrap_or(&slices);
             let moved =
                 self.disk.bdev.transfer(Transfer { write, offset }, parts).map(|()| job.length);
@@ -199,10 +203,10 @@ impl DiskService {
     fn finish(&self, rings: &mut [Ring], job: Job, result: Result<u64, Errno>) {
         let result =
             result.and_then(|moved| if moved == job.length { Ok(()) } else { Err(Errno::EIO) });
-        let put = job.copy.as_ref().is_none_or(|(buffer, data)| {
-            let mut bytes = vec![0; if data.is_empty() { 0 } else { buffer.slice().len() }];
+        let put = job.copy.as_ref().is_none_or(|buffer| {
+            let mut bytes = vec![0; if job.data.is_empty() { 0 } else { buffer.slice().len() }];
             buffer.slice().copy_to(&mut bytes[..]);
-            result.is_err() || scatter(&job.guest, data, &bytes)
+            result.is_err() || scatter(&job.guest, &job.data, &bytes)
         });
         let status = match result {
             Ok(()) if put => RequestStatus::Ok,
@@ -221,7 +225,9 @@ impl DiskService {
         }
         let Some(ring) = rings.iter_mut().find(|ring| ring.index == job.ring) else { return };
         let written = if status == RequestStatus::Ok { job.written.saturating_add(1) } else { 1 };
-        if !job.guest.put(job.status, &[status as u8]) {
+        let answered = job.guest.put(job.status, &[status as u8]);
+        ring.log.mark_request(&job.data, job.written, job.status);
+        if !answered {
             return ring.abandon(super::chain::InvalidChain::NoRequest);
         }
         ring.give_back(job.head, written);

@@ -11,6 +11,7 @@ use vm_memory::GuestAddress;
 use super::config::RING;
 use super::guest::GuestMemory;
 use super::inflight::Record;
+use super::log::RingLog;
 use super::ring::{CallFd, Ring, RingState};
 
 /// Settings of one ring from the frontend, and its state.
@@ -19,6 +20,8 @@ pub(super) struct Vring {
     pub(super) size: u16,
     /// Addresses of the descriptor table, the used ring and the available ring, in the frontend's address space.
     pub(super) addresses: Option<[u64; 3]>,
+    /// Guest address at which writes to the used ring are logged; `None` if they are not.
+    pub(super) used_log: Option<u64>,
     pub(super) base: u16,
     pub(super) kick: Option<Arc<File>>,
     /// Set once the frontend has sent a kick message. If that has no descriptor, the ring is only polled.
@@ -41,6 +44,7 @@ impl Vring {
         record: Option<&Record>,
         event_idx: bool,
         in_flight: Arc<AtomicUsize>,
+        log: RingLog,
     ) -> Result<Ring> {
         let ring = Ring {
             index,
@@ -50,6 +54,7 @@ impl Vring {
             call: Arc::clone(&self.call),
             error: self.error.clone(),
             record: record.and_then(|record| record.queue(index, self.size)),
+            log,
             in_flight,
             state: RingState::default(),
         };

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::super::cores::Cores;
 use super::disk::ControllerDisk;
 use super::guest::GuestMemory;
+use super::log::RingLog;
 use super::ring::{Ring, interrupt};
 use super::service::DiskService;
 
@@ -33,6 +34,8 @@ enum WorkerCommand {
     Stop(u16, SyncSender<u16>),
     /// Use this memory of the guest from now on; the reply confirms it.
     Memory(Arc<GuestMemory>, SyncSender<()>),
+    /// Mark what the ring with this index writes in this log from now on; the reply confirms it.
+    Log(u16, RingLog, SyncSender<()>),
     End,
 }
 
@@ -98,6 +101,13 @@ impl WorkerHandle {
     pub(super) fn replace_memory(&self, guest: &Arc<GuestMemory>) {
         let (reply, answer) = sync_channel(1);
         self.send(WorkerCommand::Memory(Arc::clone(guest), reply));
+        let _ = answer.recv();
+    }
+
+    /// Replaces the log of the ring `index`, and waits until that is done. Requests in flight are marked in `log`.
+    pub(super) fn replace_log(&self, index: u16, log: RingLog) {
+        let (reply, answer) = sync_channel(1);
+        self.send(WorkerCommand::Log(index, log, reply));
         let _ = answer.recv();
     }
 }
@@ -178,6 +188,11 @@ impl Loop {
                 }
                 Ok(WorkerCommand::Memory(guest, reply)) => {
                     self.rings.iter_mut().for_each(|ring| ring.guest = Arc::clone(&guest));
+                    let _ = reply.send(());
+                }
+                Ok(WorkerCommand::Log(index, log, reply)) => {
+                    let ring = self.rings.iter_mut().find(|ring| ring.index == index);
+                    ring.into_iter().for_each(|ring| ring.log = log.clone());
                     let _ = reply.send(());
                 }
                 Ok(WorkerCommand::End) | Err(TryRecvError::Disconnected) => return false,

@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,6 +46,8 @@ const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const HEADERS: u64 = 0x4000;
 const EVENT_IDX: u64 = 1 << 29;
+const LOG_ALL: u64 = 1 << 26;
+const PAGE: u64 = 4096;
 
 /// One ring and what the driver knows of it.
 struct Ring {
@@ -130,6 +133,7 @@ impl Guest {
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
         assert!(features & EVENT_IDX != 0);
+        let features = features & !LOG_ALL;
         // The crate's frontend only speaks of protocol features once they are acknowledged.
         frontend.set_features(features).unwrap();
         let protocol = frontend.get_protocol_features().unwrap();
@@ -161,20 +165,56 @@ impl Guest {
         self.frontend = Some(frontend);
     }
 
-    fn start(&self, frontend: &mut Frontend, index: usize) {
-        let ring = &self.rings[index];
-        let user = self.memory.as_ptr() as u64 + ring.base;
-        frontend.set_vring_num(index, RING).unwrap();
-        let addresses = VringConfigData {
+    fn addresses(&self, index: usize, logged: bool) -> VringConfigData {
+        let base = self.rings[index].base;
+        let user = self.memory.as_ptr() as u64 + base;
+        VringConfigData {
             queue_max_size: RING,
             queue_size: RING,
-            flags: 0,
+            flags: u32::from(logged),
             desc_table_addr: user,
             used_ring_addr: user + USED,
             avail_ring_addr: user + AVAIL,
-            log_addr: None,
-        };
-        frontend.set_vring_addr(index, &addresses).unwrap();
+            log_addr: logged.then_some(GUEST + base + USED),
+        }
+    }
+
+    /// Hands over an empty log of dirty pages.
+    pub(crate) fn set_log(&self) -> File {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let log = File::from(memfd_create(c"log", flags).unwrap());
+        let bytes = (GUEST + MEMORY as u64) / PAGE / 8;
+        log.set_len(bytes).unwrap();
+        fcntl(&log, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        let (mmap_size, mmap_offset, mmap_handle) = (bytes, 0, log.as_raw_fd());
+        let region = VhostUserDirtyLogRegion { mmap_size, mmap_offset, mmap_handle };
+        self.frontend.as_ref().unwrap().set_log_base(0, Some(region)).unwrap();
+        log
+    }
+
+    /// Switches logging on or off while the rings run, in QEMU's order.
+    pub(crate) fn switch_log(&self, on: bool) {
+        let frontend = self.frontend.as_ref().unwrap();
+        let features = frontend.get_features().unwrap() & !LOG_ALL;
+        frontend.set_features(features | if on { LOG_ALL } else { 0 }).unwrap();
+        for index in 0..self.rings.len() {
+            frontend.set_vring_addr(index, &self.addresses(index, on)).unwrap();
+        }
+    }
+
+    /// Offsets in memory of the pages that `log` marks.
+    pub(crate) fn marked(log: &File) -> Vec<u64> {
+        let mut bytes = vec![0; log.metadata().unwrap().len() as usize];
+        std::os::unix::fs::FileExt::read_exact_at(log, &mut bytes, 0).unwrap();
+        let is_set = |page: &u64| bytes[*page as usize / 8] >> (page % 8) & 1 == 1;
+        let pages = (0..bytes.len() as u64 * 8).filter(is_set);
+        pages.map(|page| (page * PAGE).checked_sub(GUEST).unwrap()).collect()
+    }
+
+    fn start(&self, frontend: &mut Frontend, index: usize) {
+        let ring = &self.rings[index];
+        frontend.set_vring_num(index, RING).unwrap();
+        frontend.set_vring_addr(index, &self.addresses(index, false)).unwrap();
         frontend.set_vring_base(index, self.load_16(ring.base + USED + 2)).unwrap();
         frontend.set_vring_call(index, &ring.call).unwrap();
         frontend.set_vring_kick(index, &ring.kick).unwrap();

@@ -4,6 +4,7 @@
 mod disks;
 pub(crate) mod guest;
 mod life;
+mod migration;
 pub(crate) mod process;
 mod restarts;
 mod rpc;
