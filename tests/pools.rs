@@ -117,6 +117,16 @@ impl Pools {
         format!("mount.path = \"{}\"\n", self.path("huge").display())
     }
 
+    /// Does what a reboot does: the pages are gone but for `total`, and the ledger speaks of another boot.
+    fn reboot(&self, total: u64) {
+        fs::write(Path::new(POOL).join("nr_hugepages"), total.to_string()).unwrap();
+        let ledger = self.path("run/ledger.json");
+        let old = fs::read_to_string(&ledger).unwrap();
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let other = old.replace(boot.trim(), "00000000-0000-0000-0000-000000000000");
+        fs::write(&ledger, other).unwrap();
+    }
+
     /// Runs a script that must succeed, and reads the JSON that it prints.
     fn json(&self, script: &str) -> Value {
         let output = self.script(&self.mounts_here(), script);
@@ -323,19 +333,28 @@ fn what_was_held_before_a_boot_is_taken_again_once() {
     let Some(pools) = Pools::hold() else { return };
     let (total, free) = (counter("nr_hugepages"), unpromised());
     pools.json(&format!("prepare --pages {}", free + 60));
-    // What a reboot does: the pages are gone, and the ledger speaks of another boot.
-    fs::write(Path::new(POOL).join("nr_hugepages"), total.to_string()).unwrap();
-    let ledger = pools.path("run/ledger.json");
-    let old = fs::read_to_string(&ledger).unwrap();
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    fs::write(&ledger, old.replace(boot.trim(), "00000000-0000-0000-0000-000000000000")).unwrap();
-
+    pools.reboot(total);
     let restored = pools.json("agent pools restore --output json");
     assert_eq!(restored["outcome"], "changed");
     assert_eq!(counter("nr_hugepages"), total + 60);
     let again = pools.json("agent pools restore --output json");
     assert_eq!(again["outcome"], "holds");
     assert_eq!(counter("nr_hugepages"), total + 60);
+}
+
+#[test]
+fn reserve_for_arrivals_is_beside_the_pages_of_a_boot() {
+    let Some(pools) = Pools::hold() else { return };
+    let (total, free) = (counter("nr_hugepages"), unpromised());
+    pools.json(&format!("prepare --pages {}", free + 60));
+    pools.reboot(total);
+    let reserve = format!("{}pools.arrival_reserve = {}\n", pools.mounts_here(), free + 30);
+    for outcome in ["changed", "holds"] {
+        let output = pools.script(&reserve, "agent pools restore --output json");
+        let restored: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(restored["outcome"], outcome, "{restored}");
+        assert_eq!(counter("nr_hugepages"), total + 60 + 30);
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ use super::progress_sink::ProgressSink;
 use crate::model::code::Code;
 use crate::model::fault::{Fault, Finding};
 use crate::model::policy::{MountPolicy, PoolPolicy};
-use crate::model::pools::{NodeMemory, PagesByPool, PoolGoal, PoolsSeen};
+use crate::model::pools::{NodeMemory, PagesByPool, PoolGoal, PoolsSeen, pages_map};
 use crate::model::prepare::{PartReport, StepReport};
 use crate::model::step::Step;
 use crate::model::units::PageSize;
@@ -263,10 +263,17 @@ impl MemoryWork {
         };
         self.records.reconcile(&seen);
         self.seen = Some((Instant::now(), seen));
-        let mut report = self.take_again(self.records.to_restore());
+        let (is_first, pages) = (!self.is_restored(), self.records.to_restore());
+        let had_pages = !pages.is_empty();
+        let mut report = self.take_again(pages);
         // A restore that a stop has cut short is repeated at the next start.
         if !self.stopping.load(Ordering::Relaxed) {
             report.errors.extend(self.records.restored().err());
+        }
+        // No guest has its pages yet: they are free, and not for the reserve.
+        if is_first && had_pages {
+            let beside = pages_map(&self.records.ledger().grown);
+            report.errors.extend(self.fill_reserve(&beside, &mut report.steps).err());
         }
         report
     }

@@ -215,7 +215,7 @@ impl MemoryWork {
             self.drop_ended(self.observer.since_boot()?)?;
         }
         self.give_back_surplus(&mut Vec::new())?;
-        let is_full = if fill { self.fill_reserve()? } else { true };
+        let is_full = !fill || self.fill_reserve(&PagesByPool::new(), &mut Vec::new())?;
         let ledger = self.records.ledger();
         let temporary = pages_map(&ledger.temporary);
         Ok(!is_full || !pages_beyond(&temporary, &self.most_temporary()).is_empty())
@@ -286,9 +286,13 @@ impl MemoryWork {
         fault.map_or(Ok(()), Err)
     }
 
-    /// Grows the pools until the reserve for arrivals is free beside all reservations, as far as the kernel has pages.
-    /// `true` if it is full.
-    fn fill_reserve(&mut self) -> Result<bool, Fault> {
+    /// Grows the pools until the reserve for arrivals is free beside all reservations and the pages in `beside`, as far
+    /// as the kernel has pages. `true` if it is full.
+    pub(super) fn fill_reserve(
+        &mut self,
+        beside: &PagesByPool,
+        steps: &mut Vec<StepReport>,
+    ) -> Result<bool, Fault> {
         let wants = hugepages::wants_of(self.records.arrival());
         if wants.is_empty() {
             return Ok(true);
@@ -296,13 +300,15 @@ impl MemoryWork {
         self.progress = self.progress.of(WorkId::next());
         self.seen = None;
         let seen = self.observer.pools()?;
-        let aside = self.kept_free_beside_targets(&seen, false);
+        let mut aside = self.kept_free_beside_targets(&seen, false);
+        add_pages(&mut aside, beside);
         let mut growth = Growth::of_temporary(aside);
         let order = MemoryOrder { keep_partial: true, ..order(wants, &Arc::default()) };
         let filled = self.grow(&order, &mut growth);
         if let Err(fault) = &filled {
             tracing::debug!(code = %fault.code, "the reserve for arrivals is not full: {fault}");
         }
+        steps.append(&mut growth.report.steps);
         Ok(filled.is_ok())
     }
 }
