@@ -63,7 +63,7 @@ remove_files() {
         rm -f "${file#.}"
     done
     rm -rf /usr/libexec/vhost-agent /usr/share/vhost-agent /usr/share/doc/vhost-agent /usr/share/licenses/vhost-agent
-    rm -f /etc/logrotate.d/vhost-agent
+    rm -f /etc/logrotate.d/vhost-agent /etc/libvirt/hooks/qemu.d/vhost-agent
     systemctl daemon-reload >/dev/null 2>&1 || true
 }
 

@@ -90,6 +90,7 @@ impl HookArgs {
         let is_meant = match policy.reserve {
             ReserveFor::VhostUser => domain.has_vhost_user_disk,
             ReserveFor::Hugepages => true,
+            ReserveFor::None => false,
         };
         if !is_meant || domain.hugepages.is_empty() {
             return Ok(None);

@@ -14,6 +14,8 @@ pub enum ReserveFor {
     VhostUser,
     /// All with hugepages.
     Hugepages,
+    /// None: the hook does nothing.
+    None,
 }
 
 /// Decision on a virtual machine that starts while the agent does not answer.

@@ -15,9 +15,10 @@ class Server(ThreadingHTTPServer):
 
 
 class Controller:
-    def __init__(self):
+    def __init__(self, port=PORT):
         # What it answers, what it took by task, and what was no result.
         self.answer, self.took, self.wrong = 200, defaultdict(list), []
+        self.port = port
         self.comes()
 
     def comes(self):
@@ -30,7 +31,7 @@ class Controller:
             def log_message(self, *_):
                 pass
 
-        self.server = Server(('127.0.0.1', PORT), Callbacks)
+        self.server = Server(('127.0.0.1', self.port), Callbacks)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def goes(self):
