@@ -58,11 +58,7 @@ impl Domain {
         let disks = child(domain, "devices").into_iter().flat_map(|it| children(it, "disk"));
         let has_vhost_user_disk =
             disks.into_iter().any(|disk| disk.attribute("type") == Some("vhostuser"));
-        let pages = BackingPages::of(domain, default)?;
-        let hugepages = match pages {
-            Some(pages) => pages.wants(domain)?,
-            None => Vec::new(),
-        };
+        let hugepages = BackingPages::of(domain, default)?.wants(domain)?;
         Ok(Domain { uuid, has_vhost_user_disk, hugepages })
     }
 }
@@ -76,16 +72,12 @@ struct BackingPages {
 }
 
 impl BackingPages {
-    /// Page sizes of `domain`; `None` if it takes ordinary pages.
-    fn of(
-        domain: Node<'_, '_>,
-        default: Option<PageSize>,
-    ) -> Result<Option<BackingPages>, DomainError> {
+    fn of(domain: Node<'_, '_>, default: Option<PageSize>) -> Result<BackingPages, DomainError> {
+        let mut pages = BackingPages { named: BTreeMap::new(), other: None };
         let backing = child(domain, "memoryBacking");
         let Some(hugepages) = backing.and_then(|it| child(it, "hugepages")) else {
-            return Ok(None);
+            return Ok(pages);
         };
-        let mut pages = BackingPages { named: BTreeMap::new(), other: None };
         let mut is_empty = true;
         for page in children(hugepages, "page") {
             is_empty = false;
@@ -101,7 +93,7 @@ impl BackingPages {
         if is_empty {
             pages.other = default;
         }
-        Ok(Some(pages))
+        Ok(pages)
     }
 
     fn wants(&self, domain: Node<'_, '_>) -> Result<Vec<PoolWant>, DomainError> {

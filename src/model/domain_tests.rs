@@ -58,6 +58,15 @@ fn cells_and_memory_devices_have_sizes_and_nodes_of_their_own() {
 }
 
 #[test]
+fn memory_device_names_its_pages_where_the_guest_has_ordinary_ones() {
+    let parts = "<cpu><numa><cell memory='1' unit='GiB'/></numa></cpu><devices>\
+         <memory model='dimm'><source><pagesize unit='MiB'>2</pagesize></source>\
+         <target><size unit='MiB'>512</size><node>0</node></target></memory>\
+         <memory model='dimm'><target><size unit='MiB'>512</size></target></memory></devices>";
+    assert_eq!(pages(parts), [(2, 256, vec![])]);
+}
+
+#[test]
 fn vhost_user_disks_are_known_by_their_type() {
     let has = |devices: &str| {
         let xml = domain(&format!("<devices>{devices}</devices>"));
