@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod apply;
+pub mod domains;
 pub mod engine;
 pub mod events;
 pub mod guests;

@@ -26,6 +26,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::NormalizePath;
 
 use self::roles::wants;
+use crate::agent::domains::Domains;
 use crate::agent::events::Events;
 use crate::agent::node::Node;
 use crate::agent::pools::Pools;
@@ -60,6 +61,7 @@ pub struct Native {
     pub prepare: Prepare,
     pub pools: Pools,
     pub node: Node,
+    pub domains: Domains,
     pub targets: Targets,
     pub desired: watch::Receiver<Desired>,
     pub events: Events,

@@ -22,17 +22,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::agent_client::{Agent, NodeRoot};
 use super::{Usage, exit};
 use crate::agent::observe::libvirt::{default_page_size, machine_pid};
-use crate::api::v1::pools::size_fields;
-use crate::api::v1::prepare::nodes_of;
 use crate::api::v1::reservations::{MemoryBody, ReservationBody};
 use crate::model::code::Code;
-use crate::model::domain::Domain;
+use crate::model::domain::{Domain, MOST_XML};
 use crate::model::fault::Fault;
 use crate::model::policy::{LibvirtPolicy, ReserveFor, WithoutAgent};
-use crate::model::pools::PoolWant;
 
-/// Longest definition that is read, in bytes.
-const MOST_XML: u64 = 4 << 20;
 /// Time from the hook's start within which it is decided that the agent does not answer.
 const AGENT_ANSWERS: Duration = Duration::from_millis(800);
 /// Time for the agent to find the pages: longer than the kernel may take (`pools.write_timeout`, for each size and node).
@@ -88,7 +83,7 @@ impl HookArgs {
         let domain = Domain::parse(&xml, default_page_size(root))
             .with_context(|| format!("the definition of {} is not understood", self.domain))?;
         let is_meant = match policy.reserve {
-            ReserveFor::VhostUser => domain.has_vhost_user_disk,
+            ReserveFor::VhostUser => !domain.vhost_user_disks.is_empty(),
             ReserveFor::Hugepages => true,
             ReserveFor::None => false,
         };
@@ -162,8 +157,8 @@ impl HookCall {
 
     async fn reserve(&self, node: &NodeRoot, agent: &Agent, arrival: bool) -> u8 {
         let body = ReservationBody {
-            name: self.name(),
-            memory: Some(self.domain.hugepages.iter().map(memory).collect()),
+            name: self.domain.reservation(),
+            memory: Some(self.domain.hugepages.iter().map(MemoryBody::from).collect()),
             lease_seconds: u32::try_from(node.settings.libvirt.lease.as_secs()).ok(),
             arrival,
         };
@@ -188,7 +183,7 @@ impl HookCall {
 
     /// Replaces a reservation of the same virtual machine: libvirt runs it once on a node, and so it has ended.
     async fn reserve_anew(&self, agent: &Agent, mut body: ReservationBody) -> u8 {
-        let path = format!("/v1/reservations/{}", self.name());
+        let path = format!("/v1/reservations/{}", self.domain.reservation());
         let before = agent.call::<Reserved>(Method::GET, &path, None::<&()>, AGENT_ANSWERS);
         // It stays an arrival where the definition differs between the operations.
         body.arrival |= before.await.is_ok_and(|before| before.arrival);
@@ -210,7 +205,7 @@ impl HookCall {
     }
 
     async fn claim(&self, agent: &Agent, node: &NodeRoot, deadline: Instant) -> Result<()> {
-        let path = format!("/v1/reservations/{}/claim", self.name());
+        let path = format!("/v1/reservations/{}/claim", self.domain.reservation());
         let body = Claim { pid: machine_pid(&node.root, &self.machine) };
         let call = agent.call::<Reserved>(Method::POST, &path, Some(&body), PAGES_FOUND);
         // It is queued where the agent is busy, and done then.
@@ -219,14 +214,10 @@ impl HookCall {
     }
 
     async fn release(&self, agent: &Agent, deadline: Instant) -> Result<()> {
-        let path = format!("/v1/reservations/{}", self.name());
+        let path = format!("/v1/reservations/{}", self.domain.reservation());
         let call = agent.call::<Value>(Method::DELETE, &path, None::<&()>, PAGES_FOUND);
         timeout_at(deadline, call).await.context("the release is still under way")??;
         Ok(())
-    }
-
-    fn name(&self) -> String {
-        format!("libvirt-{}", self.domain.uuid)
     }
 }
 
@@ -243,9 +234,4 @@ async fn told(machine: &str, done: impl Future<Output = Result<()>>) -> u8 {
         eprintln!("vhost-agent: {machine}: {error:#}");
     }
     exit::HOLDS
-}
-
-fn memory(want: &PoolWant) -> MemoryBody {
-    let (size_mib, size_kib) = size_fields(want.size);
-    MemoryBody { size_mib, size_kib, pages: want.pages, nodes: nodes_of(&want.placement) }
 }

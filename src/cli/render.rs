@@ -9,6 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Output;
+use crate::api::v1::domains::DomainsView;
+use crate::api::v1::reservations::MemoryBody;
 use crate::model::code::Code;
 use crate::model::deep::{DeepHealth, MemoryKind, ProvenHealth, ProvenIo};
 use crate::model::node::{Exposure, NodeStatus};
@@ -200,6 +202,42 @@ pub(super) fn print_volumes(volumes: &[VolumeView], output: Output) -> Result<()
         }
     }
     print(&format!("{rows}\n\n{reasons}"))
+}
+
+/// Prints virtual machines, one a line, and their findings below.
+pub(super) fn print_domains(view: &DomainsView, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(view);
+    }
+    if view.domains.is_empty() {
+        return print(
+            "libvirt has no virtual machine with a vhost-user disk or hugepages on this node",
+        );
+    }
+    let mut rows = table(&["DOMAIN", "PID", "HUGEPAGES", "VHOST-USER DISKS", "FINDINGS"]);
+    let mut findings = String::new();
+    for domain in &view.domains {
+        let pid = domain.pid.map_or("-".to_string(), |pid| pid.to_string());
+        let memory: Vec<String> = domain.memory.iter().map(memory).collect();
+        let disks: Vec<&str> = domain.disks.iter().map(|it| it.socket_path.as_str()).collect();
+        let found = domain.findings.len().to_string();
+        rows.add_row([&domain.name, &pid, &memory.join("\n"), &disks.join("\n"), &found]);
+        for finding in &domain.findings {
+            findings += &format!("note ({}): {}\n", finding.code, finding.text);
+        }
+    }
+    print(&format!("{rows}\n\n{findings}"))
+}
+
+/// Pages of a virtual machine, such as `512 x 2M on 0,1`.
+fn memory(part: &MemoryBody) -> String {
+    let size = match (part.size_mib, part.size_kib) {
+        (Some(mib), _) => format!("{mib} MiB"),
+        (None, kib) => format!("{} KiB", kib.unwrap_or(0)),
+    };
+    let nodes = part.nodes.iter().flatten().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let on = if nodes.is_empty() { String::new() } else { format!(" on node {nodes}") };
+    format!("{} of {size}{on}", part.pages)
 }
 
 /// Reconnect interval of a volume's guest, if known.

@@ -206,6 +206,7 @@ fn known_to_native_routes(
         prepare: core.prepare.clone(),
         pools: core.pools.clone(),
         node: core.node.clone(),
+        domains: core.domains.clone(),
         targets: core.targets.clone(),
         desired: core.desired.watch(),
         events: core.events.clone(),

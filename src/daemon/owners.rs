@@ -17,6 +17,7 @@ use crate::agent::apply::engine::EngineApplier;
 use crate::agent::apply::memory::MemoryApplier;
 use crate::agent::apply::target::TargetApplier;
 use crate::agent::apply::volumes::VolumeApplier;
+use crate::agent::domains::Domains;
 use crate::agent::engine::EngineHandle;
 use crate::agent::events::Events;
 use crate::agent::memory::{DownTargets, MemoryWork};
@@ -24,6 +25,7 @@ use crate::agent::node::Node;
 use crate::agent::observe::engine::{EngineObserver, Needed};
 use crate::agent::observe::figures::Figures;
 use crate::agent::observe::guests::GuestObserver;
+use crate::agent::observe::libvirt::DomainObserver;
 use crate::agent::observe::memory::MemoryObserver;
 use crate::agent::observe::node::NodeObserver;
 use crate::agent::observe::storage::StorageObserver;
@@ -73,6 +75,8 @@ pub(super) struct Core {
     pub pools: Pools,
     /// Observer of the node.
     pub node: Node,
+    /// Observer of virtual machines.
+    pub domains: Domains,
     /// Owners of the targets.
     pub targets: Targets,
     pub desired: DesiredTargets,
@@ -194,6 +198,7 @@ impl Core {
             Node::start(NodeObserver::new(&root, memory.clone()), pools.clone(), observer, socket);
         Ok(Core {
             prepare,
+            domains: Domains::new(DomainObserver::new(&root, memory.clone()), pools.clone()),
             pools,
             node,
             targets,

@@ -12,7 +12,7 @@ use super::files::{entries, read_text};
 use super::proc_cmdline::{command_line, machine_name, shown, words};
 use crate::model::guest::{Guest, Guests};
 use crate::model::policy::VolumePolicy;
-use crate::model::qemu_args::client_sockets;
+use crate::model::qemu_args::{client_sockets, shares_memory};
 
 /// Text that QEMU prints before its version. QEMU's binary holds this text and the version as one string.
 const MARK: &[u8] = b"QEMU emulator version ";
@@ -96,9 +96,10 @@ pub fn guests(
         let (file, qemu) = versions.of(&folder, &mut left).unzip();
         running.extend(file);
         let qemu = qemu.flatten();
+        let shares_memory = shares_memory(words(&command_line));
         for (path, reconnect) in ours {
             let machine = format!("{name} (pid {pid})");
-            let guest = Guest { machine, reconnect, qemu: qemu.clone() };
+            let guest = Guest { machine, reconnect, shares_memory, qemu: qemu.clone() };
             named.entry(path).or_default().push(guest);
         }
     }
@@ -211,7 +212,7 @@ mod tests {
         let found = seen(&root, &all, &mut versions);
         let guest = |machine: &str, reconnect, qemu: Option<&str>| {
             let (machine, qemu) = (machine.to_string(), qemu.map(str::to_string));
-            Some(Guest { machine, reconnect, qemu })
+            Some(Guest { machine, reconnect, shares_memory: false, qemu })
         };
         let expected = [
             ("/s/v", guest("web-70 (pid 70)", seconds(10), Some("7.2.22"))),

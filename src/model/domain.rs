@@ -1,12 +1,18 @@
-//! Hugepages that a virtual machine takes, from its definition in libvirt (<https://libvirt.org/formatdomain.html>).
+//! Memory and vhost-user disks of a virtual machine, from its definition in libvirt
+//! (<https://libvirt.org/formatdomain.html>).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
+use super::fault::Finding;
+use super::guest::Reconnect;
 use super::pools::{Placement, PoolWant};
 use super::units::{NumaNode, PageSize};
 
+/// Longest definition that is read, in bytes.
+pub const MOST_XML: u64 = 4 << 20;
 /// Upper bound on the XML nodes of a definition.
 const MOST_XML_NODES: u32 = 200_000;
 /// Largest size of ordinary pages, which a definition may name too, in KiB. Hugepages are larger.
@@ -29,38 +35,113 @@ pub enum DomainError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain {
     pub uuid: String,
-    /// Set if it has a vhost-user disk.
-    pub has_vhost_user_disk: bool,
+    /// Process, in the state that libvirt keeps of one that runs.
+    pub pid: Option<u32>,
+    pub vhost_user_disks: Vec<VhostUserDisk>,
+    /// Set if other processes may map all of its memory, which libvirt requires of one with a vhost-user disk.
+    pub shares_memory: bool,
+    /// Set if its hugepages are files on a hugetlbfs mount.
+    pub needs_mount: bool,
     /// Hugepages that it takes when it starts.
     pub hugepages: Vec<PoolWant>,
 }
 
+/// Definition as it was read, or the reason why it cannot be.
+pub type ReadDomain = Result<Domain, String>;
+
+/// Virtual machine that libvirt knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DomainSeen {
+    /// Definition with which it starts next; `None` if libvirt forgets it at its end.
+    pub defined: Option<ReadDomain>,
+    /// Definition with which it runs.
+    pub running: Option<ReadDomain>,
+}
+
+/// Virtual machines by name.
+pub type DomainsSeen = BTreeMap<String, DomainSeen>;
+
+/// Virtual machine with a vhost-user disk or hugepages, and the findings on its next start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainStatus {
+    pub name: String,
+    /// Definition with which it starts next, as far as is known; `None` if that cannot be read.
+    pub domain: Option<Domain>,
+    /// Process, if it runs.
+    pub pid: Option<u32>,
+    pub findings: Vec<Finding>,
+}
+
+/// vhost-user disk of a virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VhostUserDisk {
+    /// Path of the target's socket.
+    pub socket: String,
+    pub reconnect: Reconnect,
+}
+
 /// Memory that the guest's QEMU takes at once.
-struct Chunk {
+struct Chunk<'a> {
     kib: u64,
     /// NUMA node of the guest; `None` if the guest has none.
     cell: Option<u32>,
     /// Page size and host nodes of a memory device that names its own.
     size: Option<PageSize>,
     nodes: Option<Vec<NumaNode>>,
+    /// Own mode of access.
+    access: Option<&'a str>,
 }
 
 impl Domain {
-    /// Reads a definition; `default` is the kernel's default size of hugepages.
+    /// Name of the reservation that libvirt's hook makes for it.
+    pub fn reservation(&self) -> String {
+        format!("libvirt-{}", self.uuid)
+    }
+
+    /// Reads a definition, or the state that libvirt keeps of a virtual machine that runs, which has it inside; `default` is
+    /// the kernel's default size of hugepages.
     ///
     /// # Errors
     /// When `xml` is no definition, or one with values that are not understood.
     pub fn parse(xml: &str, default: Option<PageSize>) -> Result<Domain, DomainError> {
         let options = ParsingOptions { nodes_limit: MOST_XML_NODES, ..ParsingOptions::default() };
         let document = Document::parse_with_options(xml, options)?;
-        let domain = document.root_element();
-        let uuid = text(child(domain, "uuid").ok_or(DomainError::Lacks("uuid"))?).to_string();
-        let disks = child(domain, "devices").into_iter().flat_map(|it| children(it, "disk"));
-        let has_vhost_user_disk =
-            disks.into_iter().any(|disk| disk.attribute("type") == Some("vhostuser"));
-        let hugepages = BackingPages::of(domain, default)?.wants(domain)?;
-        Ok(Domain { uuid, has_vhost_user_disk, hugepages })
+        let root = document.root_element();
+        let domain = match root.has_tag_name("domstatus") {
+            true => child(root, "domain").ok_or(DomainError::Lacks("domain"))?,
+            false => root,
+        };
+        let backing = child(domain, "memoryBacking");
+        let source = backing.and_then(|it| child(it, "source")).and_then(|it| it.attribute("type"));
+        let chunks = chunks(domain)?;
+        let is_shared = |access| access == Some("shared");
+        let all = backing.and_then(|it| child(it, "access")).and_then(|it| it.attribute("mode"));
+        Ok(Domain {
+            uuid: text(child(domain, "uuid").ok_or(DomainError::Lacks("uuid"))?).to_string(),
+            pid: root.attribute("pid").and_then(|pid| pid.parse().ok()),
+            vhost_user_disks: vhost_user_disks(domain),
+            shares_memory: chunks.iter().all(|chunk| is_shared(chunk.access.or(all))),
+            needs_mount: source != Some("memfd"),
+            hugepages: BackingPages::of(backing, default)?.wants(chunks, &NumaTune::of(domain)?),
+        })
     }
+}
+
+/// vhost-user disks whose source names a socket.
+fn vhost_user_disks(domain: Node<'_, '_>) -> Vec<VhostUserDisk> {
+    let disks = child(domain, "devices").into_iter().flat_map(|it| children(it, "disk"));
+    let disks = disks.filter(|disk| disk.attribute("type") == Some("vhostuser"));
+    let disks = disks.filter_map(|disk| {
+        let source = child(disk, "source")?;
+        let seconds = child(source, "reconnect")
+            .filter(|it| it.attribute("enabled") == Some("yes"))
+            .and_then(|it| it.attribute("timeout")?.parse::<u32>().ok());
+        Some(VhostUserDisk {
+            socket: source.attribute("path")?.to_string(),
+            reconnect: Reconnect::each(Duration::from_secs(seconds.unwrap_or(0).into())),
+        })
+    });
+    disks.collect()
 }
 
 /// Page sizes of the guest's memory, from `<memoryBacking><hugepages>`.
@@ -72,9 +153,11 @@ struct BackingPages {
 }
 
 impl BackingPages {
-    fn of(domain: Node<'_, '_>, default: Option<PageSize>) -> Result<BackingPages, DomainError> {
+    fn of(
+        backing: Option<Node<'_, '_>>,
+        default: Option<PageSize>,
+    ) -> Result<BackingPages, DomainError> {
         let mut pages = BackingPages { named: BTreeMap::new(), other: None };
-        let backing = child(domain, "memoryBacking");
         let Some(hugepages) = backing.and_then(|it| child(it, "hugepages")) else {
             return Ok(pages);
         };
@@ -96,10 +179,9 @@ impl BackingPages {
         Ok(pages)
     }
 
-    fn wants(&self, domain: Node<'_, '_>) -> Result<Vec<PoolWant>, DomainError> {
-        let tune = NumaTune::of(domain)?;
+    fn wants(&self, chunks: Vec<Chunk<'_>>, tune: &NumaTune) -> Vec<PoolWant> {
         let mut wants: Vec<PoolWant> = Vec::new();
-        for chunk in chunks(domain)? {
+        for chunk in chunks {
             let of_cell = || match chunk.cell {
                 Some(cell) => self.named.get(&cell).copied().or(self.other),
                 // Without NUMA nodes, libvirt takes the size for node 0.
@@ -122,7 +204,7 @@ impl BackingPages {
                 None => {}
             }
         }
-        Ok(wants)
+        wants
     }
 }
 
@@ -164,7 +246,7 @@ fn placement(name: &'static str, element: Node<'_, '_>) -> Result<Placement, Dom
 }
 
 /// Parts of the guest's memory: its NUMA nodes, or all of it, and its memory devices.
-fn chunks(domain: Node<'_, '_>) -> Result<Vec<Chunk>, DomainError> {
+fn chunks<'a>(domain: Node<'a, '_>) -> Result<Vec<Chunk<'a>>, DomainError> {
     let numa = child(domain, "cpu").and_then(|cpu| child(cpu, "numa"));
     let mut chunks = Vec::new();
     for (at, cell) in numa.into_iter().flat_map(|numa| children(numa, "cell")).enumerate() {
@@ -173,12 +255,13 @@ fn chunks(domain: Node<'_, '_>) -> Result<Vec<Chunk>, DomainError> {
             None => u32::try_from(at).unwrap_or(u32::MAX),
         };
         let kib = kib("cell", cell.attribute("memory").unwrap_or_default(), cell)?;
-        chunks.push(Chunk { kib, cell: Some(id), size: None, nodes: None });
+        let access = cell.attribute("memAccess");
+        chunks.push(Chunk { kib, cell: Some(id), size: None, nodes: None, access });
     }
     if chunks.is_empty() {
         let memory = child(domain, "memory").ok_or(DomainError::Lacks("memory"))?;
         let kib = kib("memory", text(memory), memory)?;
-        chunks.push(Chunk { kib, cell: None, size: None, nodes: None });
+        chunks.push(Chunk { kib, cell: None, size: None, nodes: None, access: None });
         return Ok(chunks);
     }
     let devices = child(domain, "devices");
@@ -192,7 +275,7 @@ fn chunks(domain: Node<'_, '_>) -> Result<Vec<Chunk>, DomainError> {
 }
 
 /// Memory of a DIMM, or that requested of a virtio-mem device.
-fn device_chunk(device: Node<'_, '_>) -> Result<Option<Chunk>, DomainError> {
+fn device_chunk<'a>(device: Node<'a, '_>) -> Result<Option<Chunk<'a>>, DomainError> {
     let Some(target) = child(device, "target") else { return Ok(None) };
     let Some(size) = child(target, "requested").or_else(|| child(target, "size")) else {
         return Ok(None);
@@ -204,6 +287,7 @@ fn device_chunk(device: Node<'_, '_>) -> Result<Option<Chunk>, DomainError> {
         cell: child(target, "node").map(|node| number("node", text(node))).transpose()?,
         size: part("pagesize").map(|it| page_size("pagesize", text(it), it)).transpose()?,
         nodes: part("nodemask").map(|it| host_nodes("nodemask", text(it))).transpose()?,
+        access: device.attribute("access"),
     }))
 }
 

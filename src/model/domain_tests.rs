@@ -67,13 +67,61 @@ fn memory_device_names_its_pages_where_the_guest_has_ordinary_ones() {
 }
 
 #[test]
-fn vhost_user_disks_are_known_by_their_type() {
-    let has = |devices: &str| {
-        let xml = domain(&format!("<devices>{devices}</devices>"));
-        Domain::parse(&xml, None).unwrap().has_vhost_user_disk
+fn vhost_user_disks_are_told_with_how_they_reconnect() {
+    let devices = "<devices><disk type='file'><source file='/a'/></disk><interface type='vhostuser'/>\
+         <disk type='vhostuser' device='disk'><source type='unix' path='/s/v'/></disk>\
+         <disk type='vhostuser'><source type='unix' path='/s/w'><reconnect enabled='yes' timeout='10'/></source></disk>\
+         <disk type='vhostuser'><source type='unix' path='/s/x'><reconnect enabled='no' timeout='1'/></source></disk>\
+         </devices>";
+    let read = Domain::parse(&domain(devices), None).unwrap();
+    let disk = |socket: &str, seconds| VhostUserDisk {
+        socket: socket.to_string(),
+        reconnect: Reconnect::each(Duration::from_secs(seconds)),
     };
-    assert!(has("<disk type='file'/><disk type='vhostuser' device='disk'/>"));
-    assert!(!has("<disk type='file'/><interface type='vhostuser'/>"));
+    assert_eq!(read.vhost_user_disks, [disk("/s/v", 0), disk("/s/w", 10), disk("/s/x", 0)]);
+}
+
+#[test]
+fn memory_is_shared_if_all_of_it_is() {
+    let is_shared = |parts: &str| Domain::parse(&domain(parts), None).unwrap().shares_memory;
+    let all = "<memoryBacking><access mode='shared'/></memoryBacking>";
+    let cells = |first: &str| {
+        format!(
+            "<cpu><numa><cell id='0' memory='8' {first}/><cell id='1' memory='8' memAccess='shared'/></numa></cpu>"
+        )
+    };
+    let dimm = "<devices><memory model='dimm' access='private'><target><size>8</size></target></memory></devices>";
+    for (parts, expected) in [
+        ("", false),
+        ("<memoryBacking><access mode='private'/></memoryBacking>", false),
+        (all, true),
+        (&cells(""), false),
+        (&cells("memAccess='shared'"), true),
+        (&(cells("") + all), true),
+        (&(cells("memAccess='private'") + all), false),
+        (&(cells("") + all + dimm), false),
+    ] {
+        assert_eq!(is_shared(parts), expected, "{parts}");
+    }
+}
+
+#[test]
+fn state_of_a_machine_that_runs_has_its_definition_and_its_process() {
+    let state = format!("<domstatus state='running' pid='4711'>{}</domstatus>", domain(""));
+    let read = Domain::parse(&state, None).unwrap();
+    assert_eq!((read.pid, read.uuid.as_str()), (Some(4711), "5f0c"));
+    assert_eq!(Domain::parse(&domain(""), None).unwrap().pid, None);
+    assert!(Domain::parse("<domstatus pid='1'/>", None).is_err());
+}
+
+#[test]
+fn pages_of_a_memfd_need_no_mount() {
+    let needs = |source: &str| {
+        let backing = format!("<memoryBacking><hugepages/>{source}</memoryBacking>");
+        Domain::parse(&domain(&backing), Some(PageSize::MIB_2)).unwrap().needs_mount
+    };
+    assert!(needs("") && needs("<source type='file'/>"));
+    assert!(!needs("<source type='memfd'/>"));
 }
 
 #[test]

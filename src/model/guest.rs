@@ -68,6 +68,8 @@ pub struct Guest {
     /// Name of the virtual machine and pid of its QEMU.
     pub machine: String,
     pub reconnect: Reconnect,
+    /// Set if targets can access all of its memory.
+    pub shares_memory: bool,
     /// Version of the running QEMU, if known.
     pub qemu: Option<String>,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::model::code::Code;
 use crate::model::fault::Finding;
-use crate::model::guest::{Guest, Guests};
+use crate::model::guest::{Guest, Guests, Reconnect};
 use crate::model::volume::{VolumeName, VolumeStatus};
 
 /// Longest reconnect interval without a finding. A target is back with its controllers within about a second; a guest
@@ -37,32 +37,57 @@ pub fn see(name: &VolumeName, status: &mut VolumeStatus, guests: &Guests) -> Vec
 /// Findings about the guest of a volume.
 fn findings(volume: &VolumeName, guest: &Guest) -> Vec<Finding> {
     let (machine, reconnect) = (&guest.machine, guest.reconnect);
-    let Some(pause) = reconnect.pause() else {
-        let text = format!(
-            "{machine} does not connect to {volume} again after its target has exited (as it was started, its \
-             chardev has no reconnect): the disk hangs then until the VM is restarted; give it \
-             <reconnect enabled='yes' timeout='1'/> (QEMU: reconnect=1, from 9.2 \
-             reconnect-ms=1000), and restart or migrate the VM"
-        );
-        return vec![Finding::new(Code::GuestDoesNotReconnect, text)];
-    };
     let mut found = Vec::new();
-    if let Some(version) = guest.qemu.as_ref().filter(|version| loses_reconnects(version)) {
+    if !guest.shares_memory {
+        found.push(private_memory(&format!("{machine}, as it was started,")));
+    }
+    let version = guest.qemu.as_ref().filter(|version| loses_reconnects(version));
+    // Without a try to reconnect, none is lost.
+    if let Some(version) = version.filter(|_| reconnect.pause().is_some()) {
         let text = format!(
             "{machine} runs QEMU {version}, which may lose {volume} until the VM is restarted when a target exits while \
              QEMU connects to it: update QEMU to 8.2 or newer, and restart or migrate the VM"
         );
         found.push(Finding::new(Code::GuestLosesReconnects, text));
     }
-    if pause > SHORT {
-        let text = format!(
-            "{machine}, as it was started, looks for {volume} only every {reconnect} after its target has exited, \
-             and waits up to that long for a target that is back in about a second: give it <reconnect enabled='yes' timeout='1'/> (QEMU: \
-             reconnect=1, from 9.2 reconnect-ms=1000) at its next start"
-        );
-        found.push(Finding::new(Code::GuestReconnectsSlowly, text));
-    }
+    found.extend(bad_reconnect(
+        &format!("{machine}, as it was started,"),
+        volume.as_str(),
+        reconnect,
+    ));
     found
+}
+
+/// Finding on memory that targets cannot access. `machine` names the virtual machine, and how that is known.
+pub(super) fn private_memory(machine: &str) -> Finding {
+    let text = format!(
+        "{machine} does not share all of its memory, so that a target cannot read and write it and the disk fails: give it \
+         <memoryBacking><access mode='shared'/></memoryBacking> (QEMU: share=on for its memory-backend-file)"
+    );
+    Finding::new(Code::GuestMemoryPrivate, text)
+}
+
+/// Finding on a guest that reconnects to `disk` too slowly or never. `machine` names it, and how that is known.
+pub(super) fn bad_reconnect(machine: &str, disk: &str, reconnect: Reconnect) -> Option<Finding> {
+    let advice =
+        "<reconnect enabled='yes' timeout='1'/> (QEMU: reconnect=1, from 9.2 reconnect-ms=1000)";
+    match reconnect.pause() {
+        None => {
+            let text = format!(
+                "{machine} does not connect to {disk} again after its target has exited (its chardev has no reconnect): the \
+                 disk hangs then until the VM is restarted; give it {advice}, and restart or migrate the VM"
+            );
+            Some(Finding::new(Code::GuestDoesNotReconnect, text))
+        }
+        Some(pause) if pause > SHORT => {
+            let text = format!(
+                "{machine} looks for {disk} only every {reconnect} after its target has exited, and waits up to that long for \
+                 a target that is back in about a second: give it {advice} at its next start"
+            );
+            Some(Finding::new(Code::GuestReconnectsSlowly, text))
+        }
+        Some(_) => None,
+    }
 }
 
 /// `true` for a QEMU version, such as `7.2.22`, that may lose a reconnect.
@@ -75,12 +100,12 @@ fn loses_reconnects(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::guest::Reconnect;
 
     fn guest(millis: u64, qemu: &str) -> Guest {
         Guest {
             machine: "web-1 (pid 70)".to_string(),
             reconnect: Reconnect::each(Duration::from_millis(millis)),
+            shares_memory: true,
             qemu: Some(qemu.to_string()).filter(|qemu| !qemu.is_empty()),
         }
     }
@@ -111,6 +136,15 @@ mod tests {
             let text = &findings(&"v".parse().unwrap(), &guest(millis, ""))[0].text;
             assert!(text.contains(part) && text.contains("as it was started"), "{text}");
         }
+    }
+
+    #[test]
+    fn memory_that_no_target_can_access_is_a_finding() {
+        let private = Guest { shares_memory: false, ..guest(1000, "") };
+        let found = findings(&"v".parse().unwrap(), &private);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].code, Code::GuestMemoryPrivate);
+        assert!(found[0].text.contains("web-1 (pid 70), as it was started,"), "{}", found[0].text);
     }
 
     #[test]

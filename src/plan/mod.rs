@@ -8,6 +8,7 @@ pub mod admission;
 mod container;
 pub mod cores;
 mod daemon_json;
+pub mod domains;
 pub mod engine;
 #[cfg(test)]
 mod engine_fixture;

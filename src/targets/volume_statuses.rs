@@ -264,6 +264,7 @@ mod tests {
         let (mut statuses, note) = statuses();
         let connected = seen(&[(true, 1)]);
         let guest = |seconds| Guest {
+            shares_memory: true,
             machine: "web-1 (pid 70)".to_string(),
             reconnect: Reconnect::each(Duration::from_secs(seconds)),
             qemu: None,

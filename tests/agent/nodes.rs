@@ -48,6 +48,65 @@ fn number(place: &Place, path: &str) -> u64 {
 // What is seen.
 
 #[tokio::test]
+async fn domains_of_libvirt_are_listed_with_findings_on_their_next_start() {
+    let place = Place::on("two-node").mounted();
+    let domain = |name: &str, mib: u64, reconnect: &str| {
+        format!(
+            "<!-- by virsh -->\n<domain type='kvm'><name>{name}</name><uuid>{name}-1</uuid><memory unit='MiB'>{mib}</memory>\
+             <memoryBacking><hugepages><page size='2' unit='MiB'/></hugepages><access mode='shared'/></memoryBacking>\
+             <numatune><memory mode='strict' nodeset='1'/></numatune><devices><disk type='vhostuser'>\
+             <source type='unix' path='/s/{name}'>{reconnect}</source></disk></devices></domain>"
+        )
+    };
+    let second = "<reconnect enabled='yes' timeout='1'/>";
+    for folder in ["etc/libvirt/qemu/networks", "run/libvirt/qemu"] {
+        fs::create_dir_all(place.path(folder)).unwrap();
+    }
+    place.write("etc/libvirt/qemu/networks/default.xml", "<network/>");
+    place.write("etc/libvirt/qemu/big.xml", &domain("big", 2048, second));
+    place.write("etc/libvirt/qemu/broken.xml", "<domain");
+    place.write("etc/libvirt/qemu/small.xml", &domain("small", 20, ""));
+    let running = format!("<domstatus pid='70'>{}</domstatus>", domain("transient", 1000, second));
+    place.write("run/libvirt/qemu/transient.xml", &running);
+    let agent = place.ready().await;
+    let view = agent.get("/v1/domains").await.json();
+    let codes: Vec<_> = view["domains"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| {
+            (
+                it["name"].clone(),
+                it["findings"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|it| it["code"].clone())
+                    .collect::<Vec<_>>(),
+            )
+        })
+        .collect();
+    let expected = [
+        (json!("big"), vec![json!("guest-pages-short")]),
+        (json!("broken"), vec![json!("guest-definition-unreadable")]),
+        (json!("small"), vec![json!("guest-does-not-reconnect")]),
+        (json!("transient"), vec![]),
+    ];
+    assert_eq!(codes, expected, "{view}");
+    let transient = json!({
+        "name": "transient", "uuid": "transient-1", "pid": 70, "findings": [],
+        "memory": [{"sizeMib": 2, "pages": 500, "nodes": [1]}],
+        "disks": [{"socketPath": "/s/transient", "reconnectSeconds": 1}],
+    });
+    assert_eq!(view["domains"][3], transient);
+    let shown = place.run(&["domains"]).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    for part in ["500 of 2 MiB on node 1", "/s/small", "(guest-pages-short): big takes more"] {
+        assert!(shown.out.contains(part), "{part}: {}", shown.out);
+    }
+}
+
+#[tokio::test]
 async fn a_node_is_shown_with_pools_memory_cpus_mounts_and_boot() {
     let place = Place::on("two-node").mounted();
     let agent = place.ready().await;

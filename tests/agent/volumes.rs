@@ -204,7 +204,8 @@ async fn guest_reconnection_is_shown_and_reported_to_the_controller() {
     guests[1].connect(&node.target.path("w"));
     // One disk of it was plugged in later.
     fs::create_dir(node.place.path("proc/70")).unwrap();
-    let cmdline = "qemu\0-name\0guest=web-1\0-chardev\0socket,id=a,path=/t/v,reconnect=10\0";
+    let cmdline = "qemu\0-name\0guest=web-1\0-object\0memory-backend-memfd,id=m,size=1G,share=on\0\
+        -chardev\0socket,id=a,path=/t/v,reconnect=10\0";
     node.place.write("proc/70/cmdline", cmdline);
     node.place.write("proc/70/status", "Uid:\t0\t0\t0\t0\n");
     node.place.write("proc/70/comm", "qemu-system-x86\n");

@@ -1,5 +1,6 @@
 //! Native routes: resources in JSON, unknown fields refused, errors as problems.
 
+pub mod domains;
 pub mod events;
 pub mod node;
 pub mod pools;
@@ -32,6 +33,7 @@ type SharedV1 = Arc<Native>;
 pub fn routes<S: Clone + Send + Sync + 'static>(native: Arc<Native>) -> Router<S> {
     let read = Router::new()
         .route("/v1/node", get(node::get))
+        .route("/v1/domains", get(domains::list))
         .route("/v1/events", get(events::get))
         .route("/v1/reservations", get(reservations::list))
         .route("/v1/reservations/{name}", get(reservations::get))

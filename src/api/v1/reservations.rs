@@ -43,6 +43,13 @@ pub struct MemoryBody {
     pub nodes: Option<Vec<u32>>,
 }
 
+impl From<&PoolWant> for MemoryBody {
+    fn from(want: &PoolWant) -> MemoryBody {
+        let (size_mib, size_kib) = size_fields(want.size);
+        MemoryBody { size_mib, size_kib, pages: want.pages, nodes: nodes_of(&want.placement) }
+    }
+}
+
 /// Request to reserve pages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -117,13 +124,9 @@ struct ReservationView {
 
 impl From<Reservation> for ReservationView {
     fn from(it: Reservation) -> ReservationView {
-        let memory = it.wants.iter().map(|want| {
-            let (size_mib, size_kib) = size_fields(want.size);
-            MemoryBody { size_mib, size_kib, pages: want.pages, nodes: nodes_of(&want.placement) }
-        });
         let holder = it.holder();
         ReservationView {
-            memory: memory.collect(),
+            memory: it.wants.iter().map(MemoryBody::from).collect(),
             state: match it.state {
                 ReservationState::Open => "open",
                 ReservationState::Claimed(_) => "claimed",

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 pub use self::bounds::floor_kib;
 use self::placement::fill_evenly;
-pub use self::reserve::{arrival_shares, share_out, taken_by_target, wants_of};
+pub use self::reserve::{arrival_shares, free_share, share_out, taken_by_target, wants_of};
 pub use self::shrink::{give_back, keep};
 use crate::model::code::Code;
 use crate::model::fault::Fault;

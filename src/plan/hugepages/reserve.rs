@@ -17,8 +17,7 @@ use crate::model::units::PageSize;
 /// # Errors
 /// If too few are free, or `want` names a pool that there is not.
 pub fn share_out(want: &PoolWant, seen: &PoolsSeen) -> Result<PagesByPool, Fault> {
-    let candidates = with_round(seen, |round| round.candidates(want))?;
-    let shares = take_most_free(want.pages, &candidates, seen);
+    let shares = free_share(want, seen)?;
     if shares.values().sum::<u64>() == want.pages {
         return Ok(shares);
     }
@@ -27,6 +26,15 @@ pub fn share_out(want: &PoolWant, seen: &PoolsSeen) -> Result<PagesByPool, Fault
         want.pages, want.size
     );
     Err(Fault::new(Code::PoolsContended, text))
+}
+
+/// Pools of the pages in `want`, as [`share_out`] chooses them, of which only so many are taken as are free.
+///
+/// # Errors
+/// If `want` names a pool that there is not.
+pub fn free_share(want: &PoolWant, seen: &PoolsSeen) -> Result<PagesByPool, Fault> {
+    let candidates = with_round(seen, |round| round.candidates(want))?;
+    Ok(take_most_free(want.pages, &candidates, seen))
 }
 
 /// Pools from which a target takes `pages` of 2 MiB when it comes back, as far as they are free.
