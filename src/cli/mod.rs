@@ -6,6 +6,7 @@
 mod agent_client;
 mod config;
 mod deploy;
+mod doctor;
 mod domains;
 mod health;
 mod libvirt_hook;
@@ -123,6 +124,8 @@ enum Command {
     Volume(volume::VolumeCommand),
     /// Show the node
     Status,
+    /// Check the node: exits with 0 unless a check fails
+    Doctor,
     /// List the virtual machines of libvirt with vhost-user disks or hugepages, and what hinders their next start
     Domains,
     /// Give back unused hugepages that the agent has added
@@ -233,6 +236,7 @@ fn dispatch(global: &Global, command: Command, loaded: Loaded) -> anyhow::Result
             Command::Health(which) => health::run(node, which, global.output).await,
             Command::Volume(command) => volume::run(node, command, global.output).await,
             Command::Status => status::run(node, global.output).await,
+            Command::Doctor => doctor::run(node, global.output).await,
             Command::Domains => domains::run(node, global.output).await,
             Command::Reclaim(which) => reclaim::run(node, which, global.output).await,
             Command::Pools(command) => pools::run(node, &command, global.output).await,

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Output;
+use super::doctor::Checks;
 use crate::api::v1::domains::DomainsView;
 use crate::api::v1::reservations::MemoryBody;
 use crate::model::code::Code;
@@ -202,6 +203,22 @@ pub(super) fn print_volumes(volumes: &[VolumeView], output: Output) -> Result<()
         }
     }
     print(&format!("{rows}\n\n{reasons}"))
+}
+
+/// Prints checks, one a line, and the commands that help below.
+pub(super) fn print_checks(checks: &Checks, output: Output) -> Result<()> {
+    if output == Output::Json {
+        return print_json(checks);
+    }
+    let mut text = String::new();
+    for check in &checks.checks {
+        let code = check.code.map_or(String::new(), |code| format!("({code}) "));
+        text += &format!("{:<5}{:<9}{code}{}\n", check.state.to_string(), check.check, check.text);
+        if let Some(fix) = &check.fix {
+            text += &format!("{:14}see: {fix}\n", "");
+        }
+    }
+    print(&text)
 }
 
 /// Prints virtual machines, one a line, and their findings below.

@@ -456,3 +456,27 @@ async fn an_unreadable_node_is_reported_with_exit_code_1() {
     assert_eq!(status.code, FAILED, "{status:?}");
     assert!(status.err.contains("boot_id"), "{}", status.err);
 }
+
+#[tokio::test]
+async fn doctor_exits_with_1_if_a_check_fails() {
+    let place = Place::on("two-node").mounted();
+    let states = |ended: &Ended| {
+        let checks = ended.json()["checks"].as_array().unwrap().clone();
+        let text = |it: &serde_json::Value| it.as_str().unwrap().to_string();
+        let state =
+            |it: &serde_json::Value| format!("{} {}", text(&it["check"]), text(&it["state"]));
+        checks.iter().map(state).collect::<Vec<_>>()
+    };
+    let alone = place.run(&["doctor", "--output", "json"]).await;
+    assert_eq!((alone.code, &alone.json()["outcome"]), (FAILED, &json!("fail")), "{alone:?}");
+    assert!(states(&alone).contains(&"agent fail".to_string()), "{alone:?}");
+    let _agent = place.ready().await;
+    let well = place.run(&["doctor", "--output", "json"]).await;
+    assert_eq!(well.code, HOLDS, "{well:?}");
+    assert!(states(&well).contains(&"agent ok".to_string()), "{well:?}");
+    assert!(states(&well).contains(&"prepare warn".to_string()), "{well:?}");
+    let shown = place.run(&["doctor"]).await;
+    for part in ["warn prepare  the node is not prepared", "see: vhost-agent prepare"] {
+        assert!(shown.out.contains(part), "{part}: {}", shown.out);
+    }
+}
