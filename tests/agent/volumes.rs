@@ -231,7 +231,10 @@ async fn guest_reconnection_is_shown_and_reported_to_the_controller() {
     })
     .await;
     let shown = node.place.run(&["volume", "show", "v"]).await;
-    for part in ["(reconnects never)", "(guest-does-not-reconnect) web-1 (pid 70) does not"] {
+    for part in [
+        "(reconnects never)",
+        "(guest-does-not-reconnect) web-1 (pid 70), as it was started, does not",
+    ] {
         assert!(shown.out.contains(part), "{part}: {}", shown.out);
     }
     drop(guests);
