@@ -2,11 +2,11 @@
 //! concerns the whole machine, and the limits of the agent's own unit do not apply to it.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -35,6 +35,9 @@ const OWN_END: u64 = 300_000_000;
 const OOM_SCORE: i32 = -900;
 /// Signal sent at a shutdown in place of SIGTERM: one that ends no process.
 const NO_SIGNAL: i32 = nix::libc::SIGCONT;
+
+/// First version of systemd that can append the output of a service to a file.
+const APPENDS: u32 = 240;
 
 /// Program that runs as a service of its own.
 ///
@@ -72,6 +75,10 @@ impl Systemd {
         let asked = self.bounded("StartTransientUnit", &unit, JOB, async |connection| {
             // `proxies` lives until systemd has started the service, because systemd opens the file in it.
             let proxies = Proxies::of(|name| env::var(name).ok())?;
+            let output = match version(&connection).await? {
+                APPENDS.. => Output::Path(path_of(output)?),
+                _ => Output::Descriptor(output),
+            };
             let properties = service(program, invocation, output, &proxies)?;
             let job = job_done(&connection, async |manager| {
                 manager.start_transient_unit(&unit, "fail", &properties, &[]).await
@@ -188,12 +195,56 @@ async fn is_active(connection: &Connection, unit: &str) -> zbus::Result<bool> {
     Ok(String::try_from(state).is_ok_and(|state| state == "active"))
 }
 
+/// Reads systemd's version.
+async fn version(connection: &Connection) -> zbus::Result<u32> {
+    let properties =
+        PropertiesProxy::builder(connection).path("/org/freedesktop/systemd1").build().await?;
+    let text = properties.get("org.freedesktop.systemd1.Manager", "Version").await?;
+    Ok(version_number(&String::try_from(text).unwrap_or_default()))
+}
+
+/// Number in a version such as `252 (252.39-1~deb12u2)` or `v249.11`; 0 where there is none.
+fn version_number(text: &str) -> u32 {
+    let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().unwrap_or(0)
+}
+
+/// File to which a service's output is appended.
+enum Output<'a> {
+    /// Opened by systemd.
+    Path(PathBuf),
+    /// Passed through the message bus. SELinux may keep dbus-daemon from the file, which then closes the connection.
+    Descriptor(&'a File),
+}
+
+/// Path of an open file.
+fn path_of(file: &File) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+impl Output<'_> {
+    fn properties(self) -> zbus::Result<[(&'static str, Variant<'static>); 2]> {
+        let descriptor = |file: &File| -> zbus::Result<Variant<'static>> {
+            Ok(Variant::Fd(Fd::from(OwnedFd::from(file.try_clone()?))))
+        };
+        Ok(match self {
+            Output::Path(path) => ["StandardOutputFileToAppend", "StandardErrorFileToAppend"]
+                .map(|name| (name, path.to_string_lossy().into_owned().into())),
+            Output::Descriptor(file) => [
+                ("StandardOutputFileDescriptor", descriptor(file)?),
+                ("StandardErrorFileDescriptor", descriptor(file)?),
+            ],
+        })
+    }
+}
+
 /// Properties of a service that runs `program`. It has no type, and is thus active as soon as it exists, also where
 /// systemd has no `Type=exec` (before 240).
 fn service(
     program: &str,
     invocation: &Invocation,
-    output: &File,
+    output: Output<'_>,
     proxies: &Proxies,
 ) -> zbus::Result<Vec<(&'static str, Variant<'static>)>> {
     let command = [vec![program.to_string()], invocation.args.clone()].concat();
@@ -201,17 +252,12 @@ fn service(
     let added = invocation.env.iter().map(|(name, value)| format!("{name}={value}"));
     let open = proxies.open.iter().cloned();
     let environment: Vec<String> = std::iter::once(path).chain(open).chain(added).collect();
-    let output = || -> zbus::Result<Variant<'static>> {
-        Ok(Variant::Fd(Fd::from(OwnedFd::from(output.try_clone()?))))
-    };
     // The file of proxies is required: without a proxy that is needed, every download would fail later.
     let files = proxies.file().map(|path| ("EnvironmentFiles", vec![(path, false)].into()));
     let mut properties = vec![
         ("Description", format!("{} for vhost-agent", invocation.program).into()),
         ("ExecStart", vec![(program.to_string(), command, false)].into()),
         ("Environment", environment.into()),
-        ("StandardOutputFileDescriptor", output()?),
-        ("StandardErrorFileDescriptor", output()?),
         ("OOMScoreAdjust", OOM_SCORE.into()),
         ("IgnoreSIGPIPE", false.into()),
         ("KillMode", "process".into()),
@@ -220,6 +266,7 @@ fn service(
         ("CollectMode", "inactive-or-failed".into()),
         ("AddRef", true.into()),
     ];
+    properties.extend(output.properties()?);
     properties.extend(files);
     Ok(properties)
 }
@@ -348,9 +395,9 @@ mod tests {
         let lines = std::fs::read_to_string(&path).unwrap();
         let expected = r#"https_proxy="http://node:a\$b\`c\"d\\e@proxy:3128""#;
         assert_eq!(lines, format!("{expected}\n"));
-        let output = tempfile::tempfile().unwrap();
         let invocation = Invocation { program: "x".into(), args: Vec::new(), env: Vec::new() };
-        let asked = service("/x", &invocation, &output, &proxies).unwrap();
+        let output = Output::Path(PathBuf::from("/x.log"));
+        let asked = service("/x", &invocation, output, &proxies).unwrap();
         let (_, files) = asked.iter().find(|(name, _)| *name == "EnvironmentFiles").unwrap();
         assert_eq!(files.value_signature().to_string(), "a(sb)");
         assert!(files.to_string().contains(&path), "{files}");
@@ -364,9 +411,9 @@ mod tests {
             args: vec!["install".into(), "--".into(), "docker.io".into()],
             env: vec![("LC_ALL".into(), "C".into())],
         };
-        let output = tempfile::tempfile().unwrap();
         let proxies = Proxies::of(|name| (name == "no_proxy").then(|| "localhost".into())).unwrap();
-        let asked = service("/usr/bin/apt-get", &invocation, &output, &proxies).unwrap();
+        let output = Output::Path(PathBuf::from("/apt-get.log"));
+        let asked = service("/usr/bin/apt-get", &invocation, output, &proxies).unwrap();
         let value = |name| &asked.iter().find(|(known, _)| *known == name).unwrap().1;
         let signature = |name| value(name).value_signature().to_string();
         assert_eq!(signature("ExecStart"), "a(sasb)");
@@ -382,5 +429,34 @@ mod tests {
             (signature("OOMScoreAdjust"), signature("KillSignal")),
             ("i".into(), "i".into())
         );
+    }
+
+    #[test]
+    fn output_is_a_path_or_a_descriptor() {
+        let file = tempfile::tempfile().unwrap();
+        let path = Output::Path(PathBuf::from("/a.log")).properties().unwrap();
+        let descriptor = Output::Descriptor(&file).properties().unwrap();
+        let typed =
+            |(name, value): &(&str, Variant<'_>)| format!("{name} {}", value.value_signature());
+        assert_eq!(
+            path.each_ref().map(typed),
+            ["StandardOutputFileToAppend s", "StandardErrorFileToAppend s"]
+        );
+        assert_eq!(
+            descriptor.each_ref().map(typed),
+            ["StandardOutputFileDescriptor h", "StandardErrorFileDescriptor h"]
+        );
+    }
+
+    #[test]
+    fn version_number_is_the_first_in_the_text() {
+        for (text, number) in [
+            ("252 (252.39-1~deb12u2)", 252),
+            ("v249 (v249-43.oe2203)", 249),
+            ("systemd 239", 239),
+            ("", 0),
+        ] {
+            assert_eq!(version_number(text), number, "{text}");
+        }
     }
 }
