@@ -87,10 +87,13 @@ pub(super) async fn run(place: NodeRoot, output: Output) -> Result<u8> {
         }
     }];
     checks.extend(node(&agent).await);
-    checks.extend(preparation(&agent, &place).await);
+    let mut has_targets = false;
     if !agent.is_here() {
-        checks.extend(targets(&agent).await);
+        let (targets, any) = targets(&agent).await;
+        checks.extend(targets);
+        has_targets = any;
     }
+    checks.extend(preparation(&agent, &place, has_targets).await);
     checks.extend(domains(&agent).await);
     let outcome = checks.iter().map(|it| it.state).max().unwrap_or(CheckState::Ok);
     print_checks(&Checks { outcome, checks }, output)?;
@@ -122,18 +125,24 @@ async fn node(agent: &Agent) -> Vec<Check> {
     or_ok(checks, "node", format!("{}, kernel {}", status.hostname, status.kernel))
 }
 
-/// What the usual prepare would change.
-async fn preparation(agent: &Agent, place: &NodeRoot) -> Vec<Check> {
+/// What the usual prepare would change. With targets no pages are asked for: those of the prepare are in use then, by targets and
+/// guests, and whether there are more does not matter. It is nothing that does not work, and so a warning at most.
+async fn preparation(agent: &Agent, place: &NodeRoot, has_targets: bool) -> Vec<Check> {
     let bars = ProgressBars::new(Output::Json, true);
     let asked = match PrepareArgs::usual().body(&place.settings) {
-        Ok(body) => prepared(agent, &body, true, &bars).await,
+        Ok(mut body) => {
+            if has_targets {
+                body.hugepages = Some(Vec::new());
+            }
+            prepared(agent, &body, true, &bars).await
+        }
         Err(usage) => Err(usage.into()),
     };
     let report: PrepareReport = match asked {
         Ok(report) => report,
         Err(error) => return unanswered("prepare", &error),
     };
-    let errors = report.errors.into_iter().map(|it| Check::fault("prepare", it));
+    let errors = report.errors.into_iter().map(|it| Check::finding("prepare", it.into()));
     let mut checks: Vec<Check> = errors.collect();
     checks.extend(report.findings.into_iter().map(|it| Check::finding("prepare", it)));
     if report.outcome == Outcome::WouldChange {
@@ -145,15 +154,16 @@ async fn preparation(agent: &Agent, place: &NodeRoot) -> Vec<Check> {
     or_ok(checks, "prepare", "hugepages, mounts and Docker are as wanted".to_string())
 }
 
-async fn targets(agent: &Agent) -> Vec<Check> {
+/// Checks of the targets, and whether there are any.
+async fn targets(agent: &Agent) -> (Vec<Check>, bool) {
     let asked = agent.call::<NodeReport>(Method::GET, "/v1/status", None::<&()>, ANSWER).await;
     let report = match asked {
         Ok(report) => report,
-        Err(error) => return unanswered("targets", &error),
+        Err(error) => return (unanswered("targets", &error), false),
     };
     let mut checks: Vec<Check> = report.targets.iter().flat_map(target).collect();
     checks.extend(report.findings.into_iter().map(|it| Check::finding("targets", it)));
-    or_ok(checks, "targets", "none is wanted".to_string())
+    (or_ok(checks, "targets", "none is wanted".to_string()), !report.targets.is_empty())
 }
 
 fn target(target: &TargetReport) -> Vec<Check> {
